@@ -1,4 +1,4 @@
-"""The one crossing into worker threads, as a value that is handed down, so that a simulation can run the same code inline."""
+"""The one crossing into worker threads, handed down as a value so that a simulation can run the same code inline."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ SinkFailure = Literal["throttled", "transient", "configuration", "poison"]
 class SinkError(IngestorError):
     """A whole call to Kinesis failed.
 
-    `failure` says what to do about it (facts/aws.md §1.6): `throttled` and `transient` back off and send again, `configuration` waits for
-    a person and sends again, `poison` is never sent again as it is. `may_have_landed` marks an unknown outcome, a possible duplicate.
+    `failure` says what to do about it (facts/aws.md §1.6): `throttled` and `transient` back off and send again,
+    `configuration` waits for a person and sends again, `poison` is never sent again as it is. `may_have_landed`
+    marks an unknown outcome, a possible duplicate.
     """
 
     def __init__(self, failure: SinkFailure, code: str, text: str, *, may_have_landed: bool = False) -> None:

@@ -1,7 +1,8 @@
 """What travels along the line: the record, its encoded form, the batches of both, and what is said about loss.
 
-Decimals travel as the venue's own text (`"61837.64000000"`), from the wire to the encoder: they never pass through a binary float, and no
-`Decimal` object is made on the hot path. Absent is `None`, never zero. Field order of the Avro shapes is that of `schemas/avro/market_data.avsc`.
+Decimals travel as the venue's own text (`"61837.64000000"`), from the wire to the encoder: they never pass through a
+binary float, and no `Decimal` object is made on the hot path. Absent is `None`, never zero. The order of fields is
+that of `schemas/avro/market_data.avsc`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ HoleReason: TypeAlias = Literal[
     "disconnected", "venue_forgot", "venue_has_none", "repair_limit", "poison", "id_restart", "first_start"
 ]
 PoisonReason: TypeAlias = Literal[
-    "invalid_json", "unexpected_shape", "unknown_event", "unknown_subscription", "encoding", "too_large", "rejected", "gave_up"
+    "invalid_json",
+    "unexpected_shape",
+    "unknown_event",
+    "unknown_subscription",
+    "encoding",
+    "too_large",
+    "rejected",
+    "gave_up",
 ]
 
 
@@ -54,7 +62,7 @@ class Depth(Struct, frozen=True):
 
 
 class Kline(Struct, frozen=True, gc=False):
-    """A bar; times in milliseconds. `first_trade_id`/`last_trade_id` are None for a bar without trades and over REST."""
+    """A bar; times in milliseconds. `first_trade_id` and `last_trade_id` are None without trades and over REST."""
 
     interval: str
     open_time: int
@@ -105,7 +113,8 @@ class MarketData(Struct):
 class RecordBatch(Struct, frozen=True):
     """Records that arrived together, each beside the raw message it came from; one receive time, one channel hop.
 
-    `received_s` is the monotonic clock when the bytes arrived; `size_bytes` is what the batch counts for in a bounded channel.
+    `received_s` is the monotonic clock when the bytes arrived; `size_bytes` is what the batch counts for in a
+    bounded channel.
     """
 
     records: list[MarketData]
@@ -123,7 +132,7 @@ class Claim(NamedTuple):
 
 
 class EncodedRecord(Struct, frozen=True, gc=False):
-    """Avro single-object bytes, the partition key they go under, and what their acknowledgement proves (None: nothing)."""
+    """Avro single-object bytes, the key they go under, and what their acknowledgement proves (None: nothing)."""
 
     partition_key: str
     data: bytes
