@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ingestor.channels import open_batch_channel
+from ingestor.channels import BatchReceiver, BatchSender, open_batch_channel
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,13 @@ class Parcel:
     size_bytes: int
 
 
+def open_parcel_channel(max_batches: int, max_bytes: int) -> tuple[BatchSender[Parcel], BatchReceiver[Parcel]]:
+    return open_batch_channel(max_batches, max_bytes)
+
+
 async def test_a_sender_waits_while_the_bytes_are_used_up() -> None:
     """Room is counted in bytes, not only in batches, and comes back when a batch is received."""
-    sender, receiver = open_batch_channel[Parcel](100, 1_000)
+    sender, receiver = open_parcel_channel(100, 1_000)
     async with trio.open_nursery() as nursery:
         await sender.send(Parcel(900))
         nursery.start_soon(sender.send, Parcel(200))
@@ -31,7 +35,7 @@ async def test_a_sender_waits_while_the_bytes_are_used_up() -> None:
 
 async def test_an_oversize_batch_passes_alone() -> None:
     """A batch larger than the whole budget does not wait for ever."""
-    sender, receiver = open_batch_channel[Parcel](100, 10)
+    sender, receiver = open_parcel_channel(100, 10)
     await sender.send(Parcel(1_000))
     assert receiver.receive_nowait() == Parcel(1_000)
     assert receiver.fill() == (0, 0)
@@ -39,7 +43,7 @@ async def test_an_oversize_batch_passes_alone() -> None:
 
 async def test_a_cancelled_send_leaves_the_batch_with_its_sender() -> None:
     """Neither waiting for bytes nor waiting for a slot keeps room that nobody uses."""
-    sender, receiver = open_batch_channel[Parcel](1, 1_000)
+    sender, receiver = open_parcel_channel(1, 1_000)
     await sender.send(Parcel(1))
     with trio.move_on_after(0):
         await sender.send(Parcel(1))
@@ -48,7 +52,7 @@ async def test_a_cancelled_send_leaves_the_batch_with_its_sender() -> None:
 
 async def test_the_channel_ends_when_every_sender_has_hung_up() -> None:
     """End of input is the channel's own message; there is no stopping flag."""
-    sender, receiver = open_batch_channel[Parcel](4, 1_000)
+    sender, receiver = open_parcel_channel(4, 1_000)
     with receiver:
         with sender, sender.clone() as second:
             await second.send(Parcel(1))
@@ -59,7 +63,7 @@ async def test_the_channel_ends_when_every_sender_has_hung_up() -> None:
 
 async def test_a_send_to_nobody_is_an_error() -> None:
     """A receiver that has gone away is told to the sender, not hidden."""
-    sender, receiver = open_batch_channel[Parcel](4, 1_000)
+    sender, receiver = open_parcel_channel(4, 1_000)
     receiver.close()
     with pytest.raises(trio.BrokenResourceError):
         await sender.send(Parcel(1))
