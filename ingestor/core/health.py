@@ -1,0 +1,243 @@
+"""The health of the service as plain facts with monotonic timestamps, each written by the one task that owns it.
+
+Nobody computes a status and stores it: `live`, `ready`, `has_started` and `report` are answers about the facts at a given
+`now`, so that a task which stopped writing is seen as well as one that wrote bad news.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ConnectionState: TypeAlias = Literal["connecting", "subscribing", "live", "down"]
+BreakerState: TypeAlias = Literal["closed", "half_open", "open"]
+Status: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
+
+
+@dataclass(slots=True)
+class ConnectionFact:
+    """One WebSocket connection: written by the task that supervises it. `since_s` is when it entered its state."""
+
+    state: ConnectionState = "connecting"
+    since_s: float = 0.0
+    last_message_s: float | None = None
+    subscriptions: int = 0
+    acknowledged: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        """It is open and the venue has acknowledged every subscription."""
+        return self.state == "live" and self.acknowledged >= self.subscriptions
+
+
+@dataclass(slots=True)
+class SinkFact:
+    """The way into Kinesis: written by the producer. `configuration_error` is text for the person who must mend it."""
+
+    breaker: BreakerState = "closed"
+    last_success_s: float | None = None
+    last_failure_s: float | None = None
+    configuration_error: str | None = None
+    held_bytes: int = 0
+
+    @property
+    def can_deliver(self) -> bool:
+        """The last thing known is that Kinesis takes our records: it has taken some, and the breaker is closed."""
+        return self.breaker == "closed" and self.configuration_error is None and self.last_success_s is not None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthLimits:
+    """How long something may be wrong. The silence limit is below the watchdog's, so that the page shows it first."""
+
+    silence_s: float = 15.0
+    delivery_s: float = 15.0  # records wait, and none has been acknowledged for so long
+    heartbeat_s: float = 30.0
+    loop_s: float = 15.0
+    outage_s: float = 60.0  # from degraded to unhealthy
+
+
+class Complaint(Struct, frozen=True):
+    """What is wrong with a component, and how bad it is."""
+
+    status: Literal["degraded", "unhealthy"]
+    component: str
+    text: str
+
+
+class ConnectionReport(Struct, frozen=True):
+    """A connection as a reader sees it; ages in seconds."""
+
+    state: ConnectionState
+    state_age_s: float
+    last_message_age_s: float | None
+    subscriptions: int
+    acknowledged: int
+
+
+class WebSocketReport(Struct, frozen=True):
+    """All connections: the worst state, and the age of the newest message on any of them."""
+
+    state: ConnectionState
+    last_message_age_s: float | None
+    connections: dict[str, ConnectionReport]
+
+
+class KinesisReport(Struct, frozen=True):
+    """The sink as a reader sees it; ages in seconds."""
+
+    breaker: BreakerState
+    last_success_age_s: float | None
+    last_failure_age_s: float | None
+    configuration_error: str | None
+    held_bytes: int
+
+
+class Report(Struct, frozen=True):
+    """The answer of `/health`."""
+
+    status: Status
+    ready: bool
+    started: bool
+    stopping: bool
+    uptime_s: float
+    complaints: list[Complaint]
+    websocket: WebSocketReport
+    kinesis: KinesisReport
+    heartbeat_age_s: float | None
+
+
+STATES_WORST_FIRST: tuple[ConnectionState, ...] = ("down", "connecting", "subscribing", "live")
+
+
+@dataclass(slots=True)
+class HealthBoard:
+    """The facts, and the answers about them. `now` is always the clock that the facts were written with."""
+
+    since_s: float = 0.0
+    limits: HealthLimits = field(default_factory=HealthLimits)
+    connections: dict[str, ConnectionFact] = field(default_factory=dict[str, ConnectionFact])
+    sink: SinkFact = field(default_factory=SinkFact)
+    heartbeat_acknowledged_s: float | None = None
+    stopping: bool = False
+    turned_s: float | None = None
+    ready_since_s: float | None = None
+
+    def turn(self, now: float) -> None:
+        """Note that the loop turned, and whether the service was ready for the first time."""
+        self.turned_s = now
+        if self.ready_since_s is None and self.ready(now):
+            self.ready_since_s = now
+
+    def live(self, now: float) -> bool:
+        """Say whether the loop turns: whoever watches it has been here lately, or has not begun yet."""
+        return self.turned_s is None or now - self.turned_s <= self.limits.loop_s
+
+    def ready(self, now: float) -> bool:
+        """Say whether everything subscribed is flowing and the sink takes it; never while stopping."""
+        return (
+            not self.stopping
+            and self.live(now)
+            and bool(self.connections)
+            and all(connection.is_live for connection in self.connections.values())
+            and self.sink.can_deliver
+        )
+
+    def has_started(self, now: float) -> bool:
+        """Say whether the loop turns and the service has been ready once: an outage later does not change it."""
+        return self.live(now) and (self.ready_since_s is not None or self.ready(now))
+
+    def report(self, now: float) -> Report:
+        """Name what is wrong, component by component, and give the facts as ages."""
+        complaints = [*self._loop_complaints(now), *self._websocket_complaints(now), *self._kinesis_complaints(now)]
+        complaints += self._heartbeat_complaints(now)
+        severities = {complaint.status for complaint in complaints}
+        status: Status = "unhealthy" if "unhealthy" in severities else "degraded" if severities else "healthy"
+        return Report(
+            status=status,
+            ready=self.ready(now),
+            started=self.has_started(now),
+            stopping=self.stopping,
+            uptime_s=now - self.since_s,
+            complaints=complaints,
+            websocket=self._websocket_report(now),
+            kinesis=KinesisReport(
+                breaker=self.sink.breaker,
+                last_success_age_s=age(self.sink.last_success_s, now),
+                last_failure_age_s=age(self.sink.last_failure_s, now),
+                configuration_error=self.sink.configuration_error,
+                held_bytes=self.sink.held_bytes,
+            ),
+            heartbeat_age_s=age(self.heartbeat_acknowledged_s, now),
+        )
+
+    def _loop_complaints(self, now: float) -> Iterator[Complaint]:
+        if not self.live(now):
+            yield Complaint("unhealthy", "process", f"the loop has not turned for {now - (self.turned_s or 0.0):.0f} s")
+        if self.stopping:
+            yield Complaint("degraded", "process", "stopping")
+
+    def _websocket_complaints(self, now: float) -> Iterator[Complaint]:
+        if not self.connections:
+            yield Complaint(self._after_outage(self.since_s, now), "websocket", "no connection yet")
+        for name, fact in self.connections.items():
+            silent_s = now - max(fact.since_s, fact.last_message_s or fact.since_s)
+            if fact.state != "live":
+                text = f"{name} is {fact.state} for {now - fact.since_s:.0f} s"
+                yield Complaint(self._after_outage(fact.since_s, now), "websocket", text)
+            elif not fact.is_live:
+                text = f"{name} has {fact.acknowledged} of {fact.subscriptions} subscriptions acknowledged"
+                yield Complaint("degraded", "websocket", text)
+            elif silent_s > self.limits.silence_s:
+                yield Complaint("degraded", "websocket", f"{name} is silent for {silent_s:.0f} s")
+
+    def _kinesis_complaints(self, now: float) -> Iterator[Complaint]:
+        sink = self.sink
+        success_s = self.since_s if sink.last_success_s is None else sink.last_success_s
+        if sink.configuration_error is not None:
+            yield Complaint("unhealthy", "kinesis", sink.configuration_error)
+        if sink.breaker != "closed":
+            text = f"breaker {sink.breaker}, last success {now - success_s:.0f} s ago"
+            yield Complaint(self._after_outage(success_s, now), "kinesis", text)
+        elif sink.held_bytes and now - success_s > self.limits.delivery_s:
+            text = f"{sink.held_bytes} bytes wait, last success {now - success_s:.0f} s ago"
+            yield Complaint(self._after_outage(success_s, now), "kinesis", text)
+        elif sink.last_success_s is None:
+            yield Complaint("degraded", "kinesis", "nothing delivered yet")
+
+    def _heartbeat_complaints(self, now: float) -> Iterator[Complaint]:
+        beat_s = self.since_s if self.heartbeat_acknowledged_s is None else self.heartbeat_acknowledged_s
+        if now - beat_s > self.limits.heartbeat_s:
+            yield Complaint("degraded", "heartbeat", f"no heartbeat acknowledged for {now - beat_s:.0f} s")
+
+    def _after_outage(self, since_s: float, now: float) -> Literal["degraded", "unhealthy"]:
+        return "unhealthy" if now - since_s > self.limits.outage_s else "degraded"
+
+    def _websocket_report(self, now: float) -> WebSocketReport:
+        facts = self.connections.values()
+        states = {fact.state for fact in facts} or {"connecting"}
+        newest_s = max((fact.last_message_s for fact in facts if fact.last_message_s is not None), default=None)
+        return WebSocketReport(
+            state=next(state for state in STATES_WORST_FIRST if state in states),
+            last_message_age_s=age(newest_s, now),
+            connections={
+                name: ConnectionReport(
+                    state=fact.state,
+                    state_age_s=now - fact.since_s,
+                    last_message_age_s=age(fact.last_message_s, now),
+                    subscriptions=fact.subscriptions,
+                    acknowledged=fact.acknowledged,
+                )
+                for name, fact in self.connections.items()
+            },
+        )
+
+
+def age(moment_s: float | None, now: float) -> float | None:
+    """Seconds since `moment_s`; None for something that has not happened."""
+    return None if moment_s is None else now - moment_s

@@ -1,0 +1,316 @@
+"""Every number this service publishes, by name, on a Prometheus registry that is handed in.
+
+Nothing here exists at import time, nothing is woven through logic, and nothing is done per message: tasks add once per
+batch, and what is cheap to read (messages received, channel fill, watermark lag) is read from its owner at scrape time.
+Names are the contract of architecture.md §8; label values come from small closed sets, symbols are the configured ones.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ingestor import __version__
+from ingestor.core.model import HoleReason, PoisonReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Stage: TypeAlias = Literal["decoded", "encoded", "put", "acknowledged"]
+StreamType: TypeAlias = Literal["trade", "depth", "kline"]
+MessageCounts: TypeAlias = "Mapping[tuple[str, str], int]"  # (symbol, stream type) -> messages received so far
+
+# Log-spaced and dense around the flush interval of one second; one list for both histograms, so that they compare.
+SECONDS_BUCKETS = (
+    *(
+        0.0001,
+        0.00025,
+        0.0005,
+        0.001,
+        0.002,
+        0.003,
+        0.005,
+        0.0075,
+        0.01,
+        0.015,
+        0.02,
+        0.03,
+        0.05,
+        0.075,
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+    ),
+    *(0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+# A plain put carries up to 500 records, an aggregated one many thousands.
+BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+STALL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class BatchHistogram(Collector):
+    """A histogram with one label that takes a whole batch in one call.
+
+    prometheus_client's own `observe` takes a lock and one value; here a batch that shares one time is one bisect and
+    two additions on plain integers, written by the loop's thread only.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, label: str, values: Sequence[str], buckets: Sequence[float]
+    ) -> None:
+        self._name, self._documentation, self._label = name, documentation, label
+        self._bounds = tuple(buckets)
+        self._names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
+        self._counts = {value: [0] * len(self._names) for value in values}
+        self._sums = dict.fromkeys(values, 0.0)
+
+    def observe(self, value: str, seconds: float, count: int = 1) -> None:
+        """Count `count` messages that took `seconds` each under the label value `value`, one of the closed set."""
+        self._counts[value][bisect_left(self._bounds, seconds)] += count
+        self._sums[value] += seconds * count
+
+    def quantile(self, value: str, share: float) -> float | None:
+        """Return the bound of the bucket in which `share` of all observations is reached; None before the first one."""
+        counts = self._counts[value]
+        wanted, seen = share * sum(counts), 0
+        if not wanted:
+            return None
+        for bound, count in zip(self._bounds, counts, strict=False):
+            seen += count
+            if seen >= wanted:
+                return bound
+        return self._bounds[-1]
+
+    def collect(self) -> Iterator[Metric]:
+        """Answer a scrape, with cumulative buckets."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
+        for value, counts in self._counts.items():
+            seen = 0
+            buckets: list[tuple[str, float]] = []
+            for name, count in zip(self._names, counts, strict=True):
+                seen += count
+                buckets.append((name, seen))
+            family.add_metric([value], buckets, self._sums[value])
+        yield family
+
+
+class PlainCounter(Collector):
+    """A counter that is exposed under exactly its own name.
+
+    prometheus_client appends `_total` to every counter, and `websocket_reconnection_count` is the name dashboards use.
+    The sample here carries the plain name, and `expose` mends the two comment lines above it.
+    """
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self.name, self._documentation = name, documentation
+        self.value = 0
+
+    def inc(self, amount: int = 1) -> None:
+        """Count `amount` more."""
+        self.value += amount
+
+    def collect(self) -> Iterator[Metric]:
+        """Answer a scrape."""
+        family = Metric(self.name, self._documentation, "counter")
+        family.add_sample(self.name, {}, self.value)
+        yield family
+
+
+class AtScrape(Collector):
+    """Numbers that their owners keep anyway, read when somebody asks."""
+
+    def __init__(self) -> None:
+        self.messages: Callable[[], MessageCounts] = dict
+        self.channels: dict[str, Callable[[], tuple[int, int]]] = {}
+        self.watermark_lags: Callable[[], Mapping[str, float]] = dict
+
+    def collect(self) -> Iterable[Metric]:
+        """Answer a scrape."""
+        messages = CounterMetricFamily(
+            "messages_received_total", "Messages received from the venue.", labels=["symbol", "stream_type"]
+        )
+        for labels, count in self.messages().items():
+            messages.add_metric(labels, count)
+        batches = GaugeMetricFamily("channel_batches", "Batches that wait in a channel.", labels=["channel"])
+        held = GaugeMetricFamily("channel_bytes", "Bytes that wait in a channel.", labels=["channel"])
+        for name, fill in self.channels.items():
+            waiting_batches, waiting_bytes = fill()
+            batches.add_metric([name], waiting_batches)
+            held.add_metric([name], waiting_bytes)
+        lag = GaugeMetricFamily(
+            "watermark_lag_seconds",
+            "Age of the oldest watermark of a stream type: complete up to then.",
+            labels=["stream_type"],
+        )
+        for stream_type, seconds in self.watermark_lags().items():
+            lag.add_metric([stream_type], seconds)
+        return messages, batches, held, lag
+
+
+class Metrics:
+    """The one object with every metric as an attribute; made once by `app.py`, handed to whoever counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._at_scrape = AtScrape()
+        self._venue(registry)
+        self._line(registry)
+        self._delivery(registry)
+        self._completeness(registry)
+        registry.register(self._at_scrape)
+        ProcessCollector(registry=registry)  # memory, CPU and open files, from /proc
+        Info("ingestor_build", "Which build this is.", registry=registry).info(
+            {"version": __version__, "python": platform.python_version()}
+        )
+
+    def _venue(self, registry: CollectorRegistry) -> None:
+        self.reconnections = PlainCounter(
+            "websocket_reconnection_count", "WebSocket connections lost and opened again."
+        )
+        registry.register(self.reconnections)
+        self.connections_open = Gauge(
+            "websocket_connections_open", "WebSocket connections open now.", registry=registry
+        )
+        self.rest_requests = Counter(
+            "rest_requests", "REST requests to the venue.", ["endpoint", "outcome"], registry=registry
+        )
+        self.rest_weight_used = Gauge(
+            "rest_weight_used", "REST weight used in the venue's current minute.", registry=registry
+        )
+        self.snapshots = Counter("book_snapshots", "Order book snapshots asked for.", ["outcome"], registry=registry)
+
+    def _line(self, registry: CollectorRegistry) -> None:
+        self.latency = BatchHistogram(
+            "message_processing_latency_seconds",
+            "From the receipt of a message to the end of a stage.",
+            "stage",
+            get_args(Stage),
+            SECONDS_BUCKETS,
+        )
+        self.venue_lag = BatchHistogram(
+            "venue_receive_lag_seconds",
+            "From the venue's event time to our receipt; below zero when the clocks differ.",
+            "stream_type",
+            get_args(StreamType),
+            SECONDS_BUCKETS,
+        )
+        registry.register(self.latency)
+        registry.register(self.venue_lag)
+        self.loop_stall = Histogram(
+            "event_loop_stall_seconds", "How late the loop woke a sleeper.", buckets=STALL_BUCKETS, registry=registry
+        )
+
+    def _delivery(self, registry: CollectorRegistry) -> None:
+        self.batch_size = Histogram(
+            "kinesis_batch_size", "Records in one put.", buckets=BATCH_BUCKETS, registry=registry
+        )
+        self.puts = Counter("kinesis_puts", "Calls of PutRecords.", ["outcome"], registry=registry)
+        self.records_delivered = Counter("records_delivered", "Records that Kinesis acknowledged.", registry=registry)
+        self.bytes_delivered = Counter("bytes_delivered", "Bytes that Kinesis acknowledged.", registry=registry)
+        self.entries_retried = Counter("kinesis_entries_retried", "Entries sent again.", ["reason"], registry=registry)
+        self.possible_duplicates = Counter(
+            "kinesis_possible_duplicates",
+            "Records sent again although the first put may have landed.",
+            registry=registry,
+        )
+        self.breaker_state = Gauge("kinesis_breaker_state", "0 closed, 1 half-open, 2 open.", registry=registry)
+        self.held_bytes = Gauge("kinesis_held_bytes", "Bytes the producer holds in memory.", registry=registry)
+        self.spool_bytes = Gauge("spool_bytes", "Bytes that wait on disk.", registry=registry)
+        self.abandoned = Counter(
+            "records_abandoned", "Records let go at stop, unclaimed.", ["reason"], registry=registry
+        )
+        self.beats = Counter("heartbeats", "Heartbeats written.", ["outcome"], registry=registry)
+
+    def _completeness(self, registry: CollectorRegistry) -> None:
+        self.dead_letters = Counter("dead_letters", "Messages and records given up.", ["reason"], registry=registry)
+        self.gaps_detected = Counter(
+            "gaps_detected", "Gaps seen in the venue's ids.", ["stream_type"], registry=registry
+        )
+        self.ids_repaired = Counter(
+            "ids_repaired", "Missing ids fetched over REST.", ["stream_type"], registry=registry
+        )
+        self.duplicates_dropped = Counter(
+            "duplicates_dropped", "Events seen before and not sent again.", ["stream_type"], registry=registry
+        )
+        self.holes_declared = Counter(
+            "holes_declared", "Holes declared in the stream.", ["stream_type", "reason"], registry=registry
+        )
+        # A counter that starts at its first loss hides that loss from rate(); the closed sets start at zero instead.
+        for poison_reason in get_args(PoisonReason):
+            self.dead_letters.labels(poison_reason)
+        for stream_type in get_args(StreamType):
+            for counter in (self.gaps_detected, self.ids_repaired, self.duplicates_dropped):
+                counter.labels(stream_type)
+            for hole_reason in get_args(HoleReason):
+                self.holes_declared.labels(stream_type, hole_reason)
+
+    def count_messages_by(self, read: Callable[[], MessageCounts]) -> None:
+        """Have `messages_received_total` read from `read` at scrape time, so that no message pays for it."""
+        self._at_scrape.messages = read
+
+    def watch_channel(self, name: str, fill: Callable[[], tuple[int, int]]) -> None:
+        """Have the fill of a channel (batches, bytes) read from `fill` at scrape time; `BatchReceiver.fill` fits."""
+        self._at_scrape.channels[name] = fill
+
+    def watch_watermarks(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """Have the watermark lag in seconds, by stream type, read from `read` at scrape time."""
+        self._at_scrape.watermark_lags = read
+
+    def totals(self) -> dict[str, float]:
+        """Return what rates are made of: messages received, records and bytes delivered since the start."""
+        return {
+            "messages": float(sum(self._at_scrape.messages().values())),
+            "records": value_of(self.records_delivered),
+            "bytes": value_of(self.bytes_delivered),
+        }
+
+    def channel_fill(self) -> dict[str, tuple[int, int]]:
+        """Return the batches and bytes that wait in each watched channel now."""
+        return {name: fill() for name, fill in self._at_scrape.channels.items()}
+
+
+def value_of(metric: Collector) -> float:
+    """Sum the values of a counter or gauge over its labels."""
+    return sum(
+        sample.value for family in metric.collect() for sample in family.samples if not sample.name.endswith("_created")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Families that were collected once, in the shape that `generate_latest` reads."""
+
+    families: list[Metric]
+
+    def collect(self) -> list[Metric]:
+        """Answer with what is there."""
+        return self.families
+
+
+def expose(registry: CollectorRegistry) -> bytes:
+    """Render `registry` in the Prometheus text format 0.0.4, every name as the contract has it.
+
+    The comment lines of a `PlainCounter` come out with `_total` behind a name that has none (prometheus_client 0.26
+    `exposition.py`), which would leave the sample without a type; they are the only lines touched. OpenMetrics is not
+    offered, as it forbids such a name. The `_created` series, which double every counter, are left out.
+    """
+    families = list(registry.collect())
+    for family in families:
+        family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+    text = generate_latest(Collected(families))
+    for family in families:
+        if family.type == "counter" and any(sample.name == family.name for sample in family.samples):
+            for comment in ("HELP", "TYPE"):
+                text = text.replace(
+                    f"# {comment} {family.name}_total ".encode(), f"# {comment} {family.name} ".encode()
+                )
+    return text
