@@ -169,3 +169,18 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
     claim: Claim | None = None
     attempts: int = 0
     may_have_landed: bool = False
+
+
+class PutEntry(NamedTuple):
+    """One entry of a PutRecords call; `explicit_hash_key` (decimal text of 128 bits) overrides the hash of the key."""
+
+    data: bytes
+    partition_key: str
+    explicit_hash_key: str | None
+
+
+class EntryFailure(NamedTuple):
+    """Why Kinesis refused one entry of a call that it otherwise answered."""
+
+    code: str
+    text: str

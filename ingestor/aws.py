@@ -1,0 +1,316 @@
+"""boto3's only home: builds the Kinesis clients, crosses into threads, translates every error of AWS into `SinkError`.
+
+Clients are made once, in the main thread, and shared by all calls: a client is thread-safe, building one is not
+(facts/aws.md §1.8). botocore never retries here: order, deadlines and the count of duplicates are the caller's, so the
+policy lives in one place.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import boto3
+from botocore.config import Config as ClientConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    InvalidRegionError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+
+from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.model import EntryFailure, PutEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mypy_boto3_kinesis.client import KinesisClient
+    from mypy_boto3_kinesis.literals import ShardIteratorTypeType
+    from mypy_boto3_kinesis.type_defs import ListShardsOutputTypeDef, PutRecordsRequestEntryTypeDef, ShardTypeDef
+
+    from ingestor.config import Kinesis
+    from ingestor.core.errors import SinkFailure
+    from ingestor.threads import RunBlocking
+
+T = TypeVar("T")
+
+# What a failed call means, by the code that AWS sends (facts/aws.md §1.6; botocore 1.44's Kinesis model and the common
+# errors of the AWS JSON protocols, read 2026-11-22). A code that is not here is `transient` from status 500 upward, else
+# `configuration`: tried again, slowly and visibly, because a code we never met is no reason to lose data.
+CODES: Final[dict[str, SinkFailure]] = {
+    "ProvisionedThroughputExceededException": "throttled",
+    "KMSThrottlingException": "throttled",
+    "LimitExceededException": "throttled",
+    "Throttling": "throttled",
+    "ThrottlingException": "throttled",
+    "TooManyRequestsException": "throttled",
+    "RequestLimitExceeded": "throttled",
+    "InternalFailure": "transient",
+    "InternalFailureException": "transient",
+    "ServiceUnavailable": "transient",
+    "RequestTimeout": "transient",
+    "RequestTimeoutException": "transient",
+    "ExpiredIteratorException": "transient",
+    "ExpiredNextTokenException": "transient",
+    "ResourceInUseException": "transient",
+    "InvalidArgumentException": "poison",
+    "ValidationException": "poison",
+    "ValidationError": "poison",
+    "SerializationException": "poison",
+    "RequestEntityTooLarge": "poison",
+    "413": "poison",
+}
+
+# Failures without an answer: what to do, our code for it, and whether the call may have been accepted. First match counts.
+NO_ANSWER: Final[tuple[tuple[type[Exception], SinkFailure, str, bool], ...]] = (
+    (ConnectTimeoutError, "transient", "ConnectTimeout", False),
+    (ReadTimeoutError, "transient", "ReadTimeout", True),
+    (EndpointConnectionError, "transient", "EndpointUnreachable", False),
+    (ProxyConnectionError, "transient", "ProxyUnreachable", False),
+    (ConnectionClosedError, "transient", "ConnectionClosed", True),
+    (SSLError, "transient", "TlsFailed", True),
+    (NoCredentialsError, "configuration", "NoCredentials", False),
+    (PartialCredentialsError, "configuration", "PartialCredentials", False),
+    (CredentialRetrievalError, "configuration", "CredentialsUnavailable", False),
+    (TokenRetrievalError, "configuration", "TokenUnavailable", False),
+    (NoRegionError, "configuration", "NoRegion", False),
+    (ResponseParserError, "transient", "UnreadableAnswer", True),
+    (BotoCoreError, "transient", "NoAnswer", True),
+)
+
+EXPIRED_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+class ShardInfo(NamedTuple):
+    """One shard; `closed` ones take no more records but may still hold some. Hash keys are inclusive."""
+
+    shard_id: str
+    parent_id: str | None
+    adjacent_parent_id: str | None
+    first_hash_key: int
+    last_hash_key: int
+    closed: bool
+
+
+class StoredRecord(NamedTuple):
+    """One record as GetRecords returns it; `arrival_ms` is the stream's own clock."""
+
+    data: bytes
+    partition_key: str
+    arrival_ms: int
+    sequence_number: str
+
+
+class RecordsPage(NamedTuple):
+    """One page of a shard. An empty page is not the end: `millis_behind` 0 is, and `next_iterator` None (shard closed)."""
+
+    records: list[StoredRecord]
+    next_iterator: str | None
+    millis_behind: int
+
+
+class StreamSummary(NamedTuple):
+    """What a stream is; `mode`: PROVISIONED or ON_DEMAND, `distribution`: AUTO, USER_PARTITION_KEY or None (not told)."""
+
+    arn: str
+    status: str
+    mode: str
+    open_shards: int
+    retention_hours: int
+    max_record_kib: int
+    distribution: str | None
+
+
+def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisClient:
+    """Build a client from `settings` and the credentials chain; `connections` is its pool, one per thread in use.
+
+    The region is always explicit, because boto3 ignores `AWS_REGION`. Raises `ConfigError` for an unusable endpoint.
+    """
+    config = ClientConfig(
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=settings.timeouts.connect_s,
+        read_timeout=settings.timeouts.read_s,
+        parameter_validation=False,
+        max_pool_connections=connections,
+        tcp_keepalive=True,
+    )
+    session = boto3.session.Session(region_name=settings.region)
+    try:
+        return session.client("kinesis", endpoint_url=settings.endpoint_url, config=config)
+    except ValueError as error:
+        raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
+    except InvalidRegionError as error:
+        raise ConfigError([f"kinesis.region: {error}"]) from error
+
+
+class KinesisApi:
+    """The crossing: a client and the threads in which its calls run; writers and readers share one."""
+
+    def __init__(self, open_client: Callable[[], KinesisClient], run_blocking: RunBlocking) -> None:
+        """Open the client, and do so again when its credentials have expired: botocore does not renew those itself."""
+        self._open_client = open_client
+        self._client = open_client()
+        self._run_blocking = run_blocking
+
+    async def call(self, request: Callable[[KinesisClient], T]) -> T:
+        """Run `request` in a worker thread, never abandoned; whatever AWS or the network answers raises `SinkError`."""
+        return await self._run_blocking(partial(self._call, request))
+
+    def _call(self, request: Callable[[KinesisClient], T]) -> T:
+        try:
+            return request(self._client)
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
+            failure = translate(error)
+            if failure.code in EXPIRED_CREDENTIALS:
+                self._client = self._open_client()
+            raise failure from error
+
+
+class KinesisSink:
+    """Puts entries into one stream."""
+
+    def __init__(self, api: KinesisApi, stream_name: str) -> None:
+        self._api = api
+        self._stream_name = stream_name
+
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+        """Send one PutRecords call; the answer is aligned with `entries`, None for an accepted one. Raises SinkError."""
+        records = [_wire_entry(entry) for entry in entries]
+        answer = await self._api.call(
+            lambda client: client.put_records(StreamName=self._stream_name, Records=records),
+        )
+        if not answer["FailedRecordCount"]:
+            return [None] * len(answer["Records"])
+        return [
+            EntryFailure(result["ErrorCode"], result.get("ErrorMessage", "")) if result.get("ErrorCode") else None
+            for result in answer["Records"]
+        ]
+
+
+class StreamClient:
+    """Looks at streams and reads them; every method raises `SinkError`, whose `code` is that of AWS."""
+
+    def __init__(self, api: KinesisApi) -> None:
+        self._api = api
+
+    async def describe(self, stream: str) -> StreamSummary:
+        """Ask DescribeStreamSummary what `stream` is."""
+        answer = await self._api.call(lambda client: client.describe_stream_summary(StreamName=stream))
+        summary = answer["StreamDescriptionSummary"]
+        return StreamSummary(
+            arn=summary["StreamARN"],
+            status=summary["StreamStatus"],
+            mode=summary.get("StreamModeDetails", {}).get("StreamMode", "PROVISIONED"),
+            open_shards=summary["OpenShardCount"],
+            retention_hours=summary["RetentionPeriodHours"],
+            max_record_kib=summary.get("MaxRecordSizeInKiB") or 1024,
+            distribution=summary.get("RecordDistributionStrategy"),
+        )
+
+    async def list_shards(self, stream: str) -> list[ShardInfo]:
+        """All shards of `stream`, the closed ones too."""
+        answer = await self._api.call(lambda client: client.list_shards(StreamName=stream))
+        shards = list(answer["Shards"])
+        while token := answer.get("NextToken"):
+            answer = await self._api.call(partial(_more_shards, token=token))
+            shards += answer["Shards"]
+        return [_shard_info(shard) for shard in shards]
+
+    async def get_shard_iterator(
+        self,
+        stream: str,
+        shard_id: str,
+        kind: ShardIteratorTypeType,
+        *,
+        timestamp_ms: int | None = None,
+        sequence: str | None = None,
+    ) -> str:
+        """Say where to read a shard from; AT_TIMESTAMP takes `timestamp_ms`, the SEQUENCE_NUMBER kinds `sequence`."""
+
+        def request(client: KinesisClient) -> str:
+            if timestamp_ms is not None:
+                moment = dt.datetime.fromtimestamp(timestamp_ms / 1000, dt.UTC)
+                answer = client.get_shard_iterator(
+                    StreamName=stream, ShardId=shard_id, ShardIteratorType=kind, Timestamp=moment
+                )
+            elif sequence is not None:
+                answer = client.get_shard_iterator(
+                    StreamName=stream, ShardId=shard_id, ShardIteratorType=kind, StartingSequenceNumber=sequence
+                )
+            else:
+                answer = client.get_shard_iterator(StreamName=stream, ShardId=shard_id, ShardIteratorType=kind)
+            return answer["ShardIterator"]
+
+        return await self._api.call(request)
+
+    async def get_records(self, iterator: str, limit: int = 10_000) -> RecordsPage:
+        """One page; mind the 5 calls a second and shard that all readers share."""
+        answer = await self._api.call(lambda client: client.get_records(ShardIterator=iterator, Limit=limit))
+        records = [
+            StoredRecord(
+                data=record["Data"],
+                partition_key=record["PartitionKey"],
+                arrival_ms=round(record["ApproximateArrivalTimestamp"].timestamp() * 1000),
+                sequence_number=record["SequenceNumber"],
+            )
+            for record in answer["Records"]
+        ]
+        return RecordsPage(records, answer.get("NextShardIterator"), answer.get("MillisBehindLatest", 0))
+
+
+def translate(error: Exception) -> SinkError:
+    """Say what a failure of boto3 means for the caller, by the two tables above."""
+    if isinstance(error, ClientError):
+        return _translate_answer(error)
+    for kind, failure, code, may_have_landed in NO_ANSWER:
+        if isinstance(error, kind):
+            advice = f"; {_CREDENTIAL_ADVICE}" if code in {"NoCredentials", "PartialCredentials"} else ""
+            return SinkError(failure, code, f"{error}{advice}", may_have_landed=may_have_landed)
+    raise error
+
+
+def _translate_answer(error: ClientError) -> SinkError:
+    details = error.response.get("Error", {})
+    code, text = details.get("Code", ""), details.get("Message", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    is_server_side = status >= 500
+    failure = CODES.get(code, "transient" if is_server_side else "configuration")
+    if failure == "poison" and ("streamName" in text or "streamARN" in text):
+        failure = "configuration"  # it is the name of the stream that is refused, not what we put into it
+    return SinkError(failure, code or str(status), text, may_have_landed=is_server_side)
+
+
+def _wire_entry(entry: PutEntry) -> PutRecordsRequestEntryTypeDef:
+    if entry.explicit_hash_key is None:
+        return {"Data": entry.data, "PartitionKey": entry.partition_key}
+    return {"Data": entry.data, "PartitionKey": entry.partition_key, "ExplicitHashKey": entry.explicit_hash_key}
+
+
+def _more_shards(client: KinesisClient, token: str) -> ListShardsOutputTypeDef:
+    return client.list_shards(NextToken=token)
+
+
+def _shard_info(shard: ShardTypeDef) -> ShardInfo:
+    keys = shard["HashKeyRange"]
+    return ShardInfo(
+        shard_id=shard["ShardId"],
+        parent_id=shard.get("ParentShardId"),
+        adjacent_parent_id=shard.get("AdjacentParentShardId"),
+        first_hash_key=int(keys["StartingHashKey"]),
+        last_hash_key=int(keys["EndingHashKey"]),
+        closed="EndingSequenceNumber" in shard["SequenceNumberRange"],
+    )
