@@ -1,0 +1,512 @@
+"""The venue's wire shapes and what they mean to us: bytes become typed events, events become records.
+
+`decode_message` is one typed decode and refuses with one of `REFUSALS`; `classify` then says what the refused message
+was: a control message, or poison. The `*_record` functions are total: every event of a shape has a record. Shapes are
+those of facts/binance.md §3, §4, §7; fields we do not use, and fields that will be added, are skipped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ingestor.core.model import DecimalText, Depth, Kline, Level, MarketData, PoisonReason, Trade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that a decode raises for bad bytes: msgspec 0.22 lets invalid UTF-8 and deep nesting out as Python's errors."""
+
+MICROSECONDS_FROM = 10**15
+"""A venue time from here on is in microseconds, below it in milliseconds (facts/binance.md §9)."""
+
+
+# --- events of the WebSocket streams ----------------------------------------------------------------------------------
+
+
+class TradeEvent(
+    Struct,
+    frozen=True,
+    gc=False,
+    tag_field="e",
+    tag="trade",
+    rename={"symbol": "s", "trade_id": "t", "price": "p", "quantity": "q", "trade_time": "T", "buyer_is_maker": "m"},
+):
+    """`<symbol>@trade`: one trade."""
+
+    symbol: str
+    trade_id: int
+    price: DecimalText
+    quantity: DecimalText
+    trade_time: int
+    buyer_is_maker: bool
+
+
+class DepthEvent(
+    Struct,
+    frozen=True,
+    tag_field="e",
+    tag="depthUpdate",
+    rename={
+        "event_time": "E",
+        "symbol": "s",
+        "first_update_id": "U",
+        "final_update_id": "u",
+        "bids": "b",
+        "asks": "a",
+    },
+):
+    """`<symbol>@depth@100ms`: levels that changed between two update ids, quantities absolute."""
+
+    event_time: int
+    symbol: str
+    first_update_id: int
+    final_update_id: int
+    bids: list[Level]
+    asks: list[Level]
+
+
+class Bar(
+    Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "open_time": "t",
+        "close_time": "T",
+        "interval": "i",
+        "first_trade_id": "f",
+        "last_trade_id": "L",
+        "open": "o",
+        "close": "c",
+        "high": "h",
+        "low": "l",
+        "volume": "v",
+        "trade_count": "n",
+        "closed": "x",
+        "quote_volume": "q",
+        "taker_buy_volume": "V",
+        "taker_buy_quote_volume": "Q",
+    },
+):
+    """The inner object of a kline event; both trade ids are -1 while the bar has no trade."""
+
+    open_time: int
+    close_time: int
+    interval: str
+    first_trade_id: int
+    last_trade_id: int
+    open: DecimalText
+    close: DecimalText
+    high: DecimalText
+    low: DecimalText
+    volume: DecimalText
+    trade_count: int
+    closed: bool
+    quote_volume: DecimalText
+    taker_buy_volume: DecimalText
+    taker_buy_quote_volume: DecimalText
+
+
+class KlineEvent(
+    Struct,
+    frozen=True,
+    gc=False,
+    tag_field="e",
+    tag="kline",
+    rename={"event_time": "E", "symbol": "s", "bar": "k"},
+):
+    """`<symbol>@kline_<interval>`: the state of one bar."""
+
+    event_time: int
+    symbol: str
+    bar: Bar
+
+
+Event: TypeAlias = TradeEvent | DepthEvent | KlineEvent
+
+
+class Combined(Struct, frozen=True, gc=False):
+    """A message of a combined connection: the event, wrapped with the name of its stream."""
+
+    stream: str
+    data: Event
+
+
+decode_message: Callable[[bytes], Combined] = msgspec.json.Decoder(Combined).decode
+"""Read one message of a combined connection (`/stream`); raises one of `REFUSALS`."""
+
+decode_payload: Callable[[bytes], Event] = msgspec.json.Decoder(Event).decode
+"""Read one message of a raw connection (`/ws/...`), which comes without the wrapper; raises one of `REFUSALS`."""
+
+
+# --- everything else that a connection says ---------------------------------------------------------------------------
+
+
+class Ack(Struct, frozen=True):
+    """The venue read request `id`; that proves its syntax and nothing else (facts/binance.md §3)."""
+
+    id: int | str | None
+
+
+class StreamError(Struct, frozen=True):
+    """The venue refused a request; `id` is None when it did not say which."""
+
+    code: int
+    text: str
+    id: int | str | None = None
+
+
+class ServerShutdown(Struct, frozen=True):
+    """This server is about to go away; the answer is a new connection at once (facts/binance.md §2)."""
+
+
+class Poison(Struct, frozen=True):
+    """A message that says nothing we can use; it belongs to the dead letter."""
+
+    reason: PoisonReason
+    detail: str
+    symbol: str | None = None
+
+
+Control: TypeAlias = Ack | StreamError | ServerShutdown
+
+_EVENT_TAGS = frozenset({"trade", "depthUpdate", "kline"})
+
+
+def classify(message: bytes) -> Control | Poison:
+    """Say what a message is that `decode_message` refused; never raises, whatever the bytes."""
+    try:
+        fields = msgspec.json.decode(message)
+    except REFUSALS as error:
+        return Poison("invalid_json", str(error))
+    if not isinstance(fields, dict):
+        return Poison("unexpected_shape", f"a message is an object, not {type(fields).__name__}")
+    return _control(fields) or _poison(message, fields)
+
+
+def _control(fields: dict[str, Any]) -> Control | None:
+    request = fields.get("id")
+    request_id = request if isinstance(request, int | str) else None
+    error = fields.get("error", fields)  # the server nests what the documentation shows flat
+    if isinstance(error, dict) and isinstance(error.get("code"), int):
+        return StreamError(error["code"], str(error.get("msg", "")), request_id)
+    if "result" in fields:
+        return Ack(request_id)
+    if _payload(fields).get("e") == "serverShutdown":
+        return ServerShutdown()
+    return None
+
+
+def _poison(message: bytes, fields: dict[str, Any]) -> Poison:
+    payload = _payload(fields)
+    symbol = payload.get("s")
+    tag = payload.get("e")
+    if tag in _EVENT_TAGS if isinstance(tag, str) else not _is_foreign(fields.get("stream")):
+        reason, detail = _what_is_wrong(message)
+    else:
+        reason, detail = "unknown_event", f"event {tag!r} of stream {fields.get('stream')!r}"
+    return Poison(reason, detail, symbol if isinstance(symbol, str) else None)
+
+
+def _payload(fields: dict[str, Any]) -> dict[str, Any]:
+    data = fields.get("data", fields)
+    return data if isinstance(data, dict) else {}
+
+
+def _is_foreign(stream: object) -> bool:
+    """Whether the stream's name tells that it is none of ours; book tickers and partial books have no event type."""
+    kind = stream.partition("@")[2] if isinstance(stream, str) else ""
+    return isinstance(stream, str) and kind not in {"trade", "depth", "depth@100ms"} and not kind.startswith("kline_")
+
+
+def _what_is_wrong(message: bytes) -> tuple[PoisonReason, str]:
+    try:
+        decode_message(message)
+    except REFUSALS as error:
+        return "unexpected_shape", str(error)
+    return "unexpected_shape", "a message that was refused, and then was not"
+
+
+# --- answers of the REST endpoints ------------------------------------------------------------------------------------
+
+
+class RestTrade(
+    Struct, frozen=True, gc=False, rename={"trade_id": "id", "quantity": "qty", "buyer_is_maker": "isBuyerMaker"}
+):
+    """A row of /api/v3/trades and /api/v3/historicalTrades."""
+
+    trade_id: int
+    price: DecimalText
+    quantity: DecimalText
+    time: int
+    buyer_is_maker: bool
+
+
+class RestAggTrade(
+    Struct,
+    frozen=True,
+    gc=False,
+    rename={
+        "aggregate_id": "a",
+        "price": "p",
+        "quantity": "q",
+        "first_trade_id": "f",
+        "last_trade_id": "l",
+        "time": "T",
+        "buyer_is_maker": "m",
+    },
+):
+    """A row of /api/v3/aggTrades; maps a time to trade ids. Invalidated rows have -1 for both (facts/binance.md §7)."""
+
+    aggregate_id: int
+    price: DecimalText
+    quantity: DecimalText
+    first_trade_id: int
+    last_trade_id: int
+    time: int
+    buyer_is_maker: bool
+
+
+class RestKline(Struct, frozen=True, gc=False, array_like=True):
+    """A row of /api/v3/klines, by position (open, high, low, close); the newest one is usually unfinished."""
+
+    open_time: int
+    open: DecimalText
+    high: DecimalText
+    low: DecimalText
+    close: DecimalText
+    volume: DecimalText
+    close_time: int
+    quote_volume: DecimalText
+    trade_count: int
+    taker_buy_volume: DecimalText
+    taker_buy_quote_volume: DecimalText
+
+
+class DepthSnapshot(Struct, frozen=True, rename={"last_update_id": "lastUpdateId"}):
+    """The answer of /api/v3/depth: best price first on both sides; no symbol, no time."""
+
+    last_update_id: int
+    bids: list[Level]
+    asks: list[Level]
+
+
+class SymbolInfo(Struct, frozen=True, gc=False):
+    """What exchangeInfo says of one symbol; only status `TRADING` has events."""
+
+    symbol: str
+    status: str
+    quote_asset: str = msgspec.field(default="", name="quoteAsset")
+
+
+class RateLimit(
+    Struct,
+    frozen=True,
+    gc=False,
+    rename={"kind": "rateLimitType", "interval_count": "intervalNum"},
+):
+    """One limit of exchangeInfo: `limit` of `kind` in `interval_count` times `interval` (SECOND, MINUTE, DAY)."""
+
+    kind: str
+    interval: str
+    interval_count: int
+    limit: int
+
+
+class ExchangeInfo(Struct, frozen=True, rename={"rate_limits": "rateLimits"}):
+    """The answer of /api/v3/exchangeInfo."""
+
+    symbols: list[SymbolInfo]
+    rate_limits: list[RateLimit] = []
+
+
+class ServerTime(Struct, frozen=True, rename={"server_time": "serverTime"}):
+    """The answer of /api/v3/time."""
+
+    server_time: int
+
+
+class Ticker(Struct, frozen=True, gc=False, rename={"last_trade_id": "lastId"}):
+    """A row of /api/v3/ticker/24hr; `last_trade_id` is -1 when nothing was traded for a day."""
+
+    symbol: str
+    last_trade_id: int
+
+
+class VenueRefusal(Struct, frozen=True, rename={"text": "msg"}):
+    """The body of a refused REST request; codes are stable, texts are not."""
+
+    code: int
+    text: str = ""
+
+
+decode_trades: Callable[[bytes], list[RestTrade]] = msgspec.json.Decoder(list[RestTrade]).decode
+decode_agg_trades: Callable[[bytes], list[RestAggTrade]] = msgspec.json.Decoder(list[RestAggTrade]).decode
+decode_klines: Callable[[bytes], list[RestKline]] = msgspec.json.Decoder(list[RestKline]).decode
+decode_depth: Callable[[bytes], DepthSnapshot] = msgspec.json.Decoder(DepthSnapshot).decode
+decode_exchange_info: Callable[[bytes], ExchangeInfo] = msgspec.json.Decoder(ExchangeInfo).decode
+decode_server_time: Callable[[bytes], ServerTime] = msgspec.json.Decoder(ServerTime).decode
+decode_tickers: Callable[[bytes], list[Ticker]] = msgspec.json.Decoder(list[Ticker]).decode
+decode_refusal: Callable[[bytes], VenueRefusal] = msgspec.json.Decoder(VenueRefusal).decode
+
+
+# --- events to records ------------------------------------------------------------------------------------------------
+# Records are built by position: keywords cost a tenth of a microsecond each, and these lines run for every message.
+
+
+def milliseconds(venue_time: int) -> int:
+    """Return a venue time in milliseconds, whichever of its two units it came in."""
+    return venue_time // 1000 if venue_time >= MICROSECONDS_FROM else venue_time
+
+
+def trade_record(event: TradeEvent, received_us: int) -> MarketData:
+    """Make the record of a live trade."""
+    trade_id = event.trade_id
+    return MarketData(
+        event.symbol,
+        milliseconds(event.trade_time),
+        event.price,
+        event.quantity,
+        None,
+        None,
+        "websocket",
+        "trade",
+        trade_id,
+        received_us,
+        Trade(trade_id, event.buyer_is_maker),
+    )
+
+
+def depth_record(event: DepthEvent, received_us: int, bid: DecimalText | None, ask: DecimalText | None) -> MarketData:
+    """Make the record of an order book change; `bid`, `ask`: best of the synchronised book after it, or None."""
+    final_id = event.final_update_id
+    return MarketData(
+        event.symbol,
+        milliseconds(event.event_time),
+        None,
+        None,
+        bid,
+        ask,
+        "websocket",
+        "depth",
+        final_id,
+        received_us,
+        None,
+        Depth(event.first_update_id, final_id, False, event.bids, event.asks),
+    )
+
+
+def kline_record(event: KlineEvent, received_us: int) -> MarketData:
+    """Make the record of a live bar, closed or interim."""
+    bar = event.bar
+    open_ms = milliseconds(bar.open_time)
+    return MarketData(
+        event.symbol,
+        milliseconds(event.event_time),
+        bar.close,
+        bar.volume,
+        None,
+        None,
+        "websocket",
+        "kline",
+        open_ms,
+        received_us,
+        None,
+        None,
+        Kline(
+            bar.interval,
+            open_ms,
+            milliseconds(bar.close_time),
+            bar.open,
+            bar.high,
+            bar.low,
+            bar.close,
+            bar.volume,
+            bar.quote_volume,
+            bar.trade_count,
+            bar.taker_buy_volume,
+            bar.taker_buy_quote_volume,
+            _id_or_none(bar.first_trade_id),
+            _id_or_none(bar.last_trade_id),
+            bar.closed,
+        ),
+    )
+
+
+def snapshot_record(
+    symbol: str, snapshot: DepthSnapshot, received_us: int, bid: DecimalText | None, ask: DecimalText | None
+) -> MarketData:
+    """Make the record of a whole order book; the venue gives no time with it, so its time is when it was received."""
+    last_id = snapshot.last_update_id
+    return MarketData(
+        symbol=symbol,
+        timestamp=received_us // 1000,
+        price=None,
+        volume=None,
+        bid_price=bid,
+        ask_price=ask,
+        source="rest",
+        event_type="depth",
+        sequence=last_id,
+        received_at=received_us,
+        depth=Depth(last_id, last_id, snapshot=True, bids=snapshot.bids, asks=snapshot.asks),
+    )
+
+
+def rest_trade_record(symbol: str, row: RestTrade, received_us: int) -> MarketData:
+    """Make the record of a trade that was fetched; equal to the live one but for its source and times of receipt."""
+    return MarketData(
+        symbol=symbol,
+        timestamp=milliseconds(row.time),
+        price=row.price,
+        volume=row.quantity,
+        bid_price=None,
+        ask_price=None,
+        source="rest",
+        event_type="trade",
+        sequence=row.trade_id,
+        received_at=received_us,
+        trade=Trade(row.trade_id, row.buyer_is_maker),
+    )
+
+
+def rest_kline_record(symbol: str, interval: str, row: RestKline, received_us: int, *, closed: bool) -> MarketData:
+    """Make the record of a fetched bar; only the caller knows whether it is over (close time < the server's time)."""
+    open_ms = milliseconds(row.open_time)
+    close_ms = milliseconds(row.close_time)
+    return MarketData(
+        symbol=symbol,
+        timestamp=close_ms,
+        price=row.close,
+        volume=row.volume,
+        bid_price=None,
+        ask_price=None,
+        source="rest",
+        event_type="kline",
+        sequence=open_ms,
+        received_at=received_us,
+        kline=Kline(
+            interval=interval,
+            open_time=open_ms,
+            close_time=close_ms,
+            open=row.open,
+            high=row.high,
+            low=row.low,
+            close=row.close,
+            volume=row.volume,
+            quote_volume=row.quote_volume,
+            trade_count=row.trade_count,
+            taker_buy_volume=row.taker_buy_volume,
+            taker_buy_quote_volume=row.taker_buy_quote_volume,
+            first_trade_id=None,
+            last_trade_id=None,
+            closed=closed,
+        ),
+    )
+
+
+def _id_or_none(trade_id: int) -> int | None:
+    return None if trade_id < 0 else trade_id
