@@ -1,17 +1,93 @@
-"""The typed configuration: YAML and environment in, frozen sections out, or one error that holds every mistake."""
+"""The typed configuration: YAML and environment in, frozen sections out, or one error that holds every mistake.
+
+`load` collects everything before it complains: keys nobody knows, wrong types, values out of bounds and contradictions
+between sections, each with its path in the file. Nothing connects before this has passed. A value from the environment
+(`INGESTOR__SECTION__KEY`) wins over the file.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-KlineInterval = Literal["1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"]
+from ingestor.core.errors import ConfigError
+from ingestor.core.stopping import StopPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+ENVIRONMENT_PREFIX = "INGESTOR__"
+
+
+def refuse_boolean(value: object) -> object:
+    """YAML reads `on` as true, and Python takes true for 1; neither is what the writer of a number meant."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean_as_number", "Input should be a number")
+    return value
+
+
+def as_text(value: object) -> object:
+    """YAML reads `2024-01-01` as a date; the text is wanted."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def upper_case_symbol(text: str) -> str:
+    """Return a symbol in upper case, or a selector such as `all:USDT` with its quote asset in upper case.
+
+    Not only Latin letters: the venue allows any word character except lower case ones, up to 50.
+    """
+    selector, colon, name = text.strip().rpartition(":")
+    is_known = selector.lower() == "all" if colon else True
+    if not is_known or not re.fullmatch(r"[\w.-]{1,50}|\*" if colon else r"[\w.-]{1,50}", name):
+        raise PydanticCustomError(
+            "symbol",
+            "Input should be a symbol such as BTCUSDT, or a selector such as all:USDT for every symbol quoted in USDT",
+        )
+    return f"all:{name.upper()}" if colon else name.upper()
+
+
+def moment(text: str) -> datetime:
+    """Read an ISO 8601 time; without an offset it is UTC."""
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def checked_moment(text: str) -> str:
+    """Return `text` when `moment` can read it."""
+    try:
+        moment(text)
+    except ValueError:
+        raise PydanticCustomError(
+            "moment", "Input should be a time such as 2024-01-31 or 2024-01-31T12:00:00Z"
+        ) from None
+    return text
+
+
+Number = BeforeValidator(refuse_boolean)
+Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Number, Field(gt=0)]
+Share = Annotated[float, Number, Field(gt=0, le=1)]
+Symbol = Annotated[str, AfterValidator(upper_case_symbol)]
+Moment = Annotated[str, BeforeValidator(as_text), AfterValidator(checked_moment)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]  # Kinesis: CreateStream, StreamName
+KlineInterval = Literal[
+    "1s", "1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h", "1d", "3d", "1w", "1M"
+]
 StreamKind = Literal["trade", "depth", "kline"]
 
 
@@ -19,6 +95,12 @@ class Section(BaseModel):
     """A frozen part of the configuration; a key it does not know is a mistake."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def take_empty_as_default(cls, value: Any) -> Any:
+        """Read a section with nothing below it (`kinesis:`) as one where nothing is changed."""
+        return {} if value is None else value
 
 
 class Service(Section):
@@ -41,15 +123,15 @@ class Backoff(Section):
 
     initial_s: Seconds = 1.0
     max_s: Seconds = 60.0
-    multiplier: Annotated[float, Field(ge=1)] = 2.0
+    multiplier: Annotated[float, Number, Field(ge=1)] = 2.0
     jitter: bool = True
 
 
 class Connections(Section):
     """How the subscriptions are spread over WebSocket connections and kept alive."""
 
-    max_streams: Annotated[int, Field(gt=0, le=1024)] = 200
-    redundancy: Annotated[int, Field(ge=1, le=2)] = 1
+    max_streams: Annotated[int, Number, Field(gt=0, le=1024)] = 200
+    redundancy: Annotated[int, Number, Field(ge=1, le=2)] = 1
     rollover_after_s: Seconds = 82_800.0
     silence_limit_s: Seconds = 30.0
     backoff: Backoff = Backoff()
@@ -66,7 +148,7 @@ class Rest(Section):
 class Book(Section):
     """How order books are seeded and refreshed."""
 
-    snapshot_levels: Annotated[int, Field(gt=0, le=5000)] = 1000
+    snapshot_levels: Annotated[int, Number, Field(gt=0, le=5000)] = 1000
     resnapshot_s: Seconds = 3600.0
 
 
@@ -76,7 +158,7 @@ class Binance(Section):
     websocket_url: str = "wss://stream.binance.com:9443"
     rest_url: str = "https://api.binance.com"
     archive_url: str = "https://data.binance.vision"
-    symbols: Annotated[tuple[str, ...], Field(min_length=1)] = ("BTCUSDT", "ETHUSDT")
+    symbols: Annotated[tuple[Symbol, ...], Field(min_length=1)] = ("BTCUSDT", "ETHUSDT")
     streams: Annotated[tuple[StreamKind, ...], Field(min_length=1)] = ("trade", "depth", "kline")
     kline_intervals: tuple[KlineInterval, ...] = ("1m",)
     connections: Connections = Connections()
@@ -95,18 +177,18 @@ class Repair(Section):
 class BackfillRange(Section):
     """A past range that the service loads in the background."""
 
-    symbol: str
+    symbol: Symbol
     stream: Literal["trade", "kline"]
     interval: KlineInterval | None = None
-    start: str
-    end: str
+    start: Moment
+    end: Moment
 
 
 class BatchLimits(Section):
     """When a batch leaves: records, bytes or age."""
 
-    max_records: Annotated[int, Field(gt=0, le=500)] = 500
-    max_bytes: Annotated[int, Field(gt=0, le=10_485_760)] = 4_000_000
+    max_records: Annotated[int, Number, Field(gt=0, le=500)] = 500
+    max_bytes: Annotated[int, Number, Field(gt=0, le=10_485_760)] = 4_000_000
     flush: Literal["interval", "adaptive"] = "interval"
     flush_interval_s: Seconds = 1.0
 
@@ -136,8 +218,8 @@ class Timeouts(Section):
 class Kinesis(Section):
     """The data stream and how it is written."""
 
-    stream_name: str = "bitcoin-market-data"
-    region: str = "us-east-1"
+    stream_name: Name = "bitcoin-market-data"
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "us-east-1"
     endpoint_url: str | None = None
     partition_key: Literal["symbol", "symbol_event_type", "spread"] = "symbol"
     aggregation: Literal["kpl", "none"] = "kpl"
@@ -146,16 +228,16 @@ class Kinesis(Section):
     retry: Retry = Retry()
     circuit_breaker: CircuitBreakerLimits = CircuitBreakerLimits()
     allow_plaintext: bool = False
-    blob_bytes: Annotated[int, Field(ge=1_000, le=1_048_576)] = 49_900
+    blob_bytes: Annotated[int, Number, Field(ge=1_000, le=1_048_576)] = 49_900
     timeouts: Timeouts = Timeouts()
     shard_budget_share: Share = 0.9
-    lanes: Annotated[int, Field(gt=0, le=256)] = 8
+    lanes: Annotated[int, Number, Field(gt=0, le=256)] = 8
 
 
 class Heartbeat(Section):
     """The heartbeat stream, which is also the checkpoint."""
 
-    stream_name: str = "ingestor-heartbeat"
+    stream_name: Name = "ingestor-heartbeat"
     interval_s: Seconds = 5.0
     resume: bool = True
     resume_lookback_s: Seconds = 86_400.0
@@ -188,7 +270,7 @@ class Health(Section):
     """Where the probes, the metrics and the page are served."""
 
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the container
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    port: Annotated[int, Number, Field(ge=0, le=65535)] = 8080
 
 
 class CloudWatch(Section):
@@ -208,14 +290,14 @@ class Metrics(Section):
 class Shard(Section):
     """This task's share of the symbols."""
 
-    index: Annotated[int, Field(ge=0)] = 0
+    index: Annotated[int, Number, Field(ge=0)] = 0
     count: Count = 1
 
 
 class Config(BaseSettings):
     """Everything that can be set; architecture.md §5 is its contract."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="INGESTOR__", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     service: Service = Service()
     logging: Logging = Logging()
@@ -230,3 +312,283 @@ class Config(BaseSettings):
     health: Health = Health()
     metrics: Metrics = Metrics()
     shard: Shard = Shard()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Build from arguments only: the environment comes in through `load`, so that a test has none by accident."""
+        return (init_settings,)
+
+
+class Environment(EnvSettingsSource):
+    """The values that environment variables set, as nested mappings. Lists are JSON, or text with commas."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(Config, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", env_parse_none_str="null")
+        self.env_vars = {name.lower(): None if text == "null" else text for name, text in environ.items() if text}
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002 - pydantic's
+        """Read JSON, or what stands between commas; a mistake in it is reported with all the others."""
+        try:
+            return json.loads(value)
+        except ValueError:
+            return [part.strip() for part in str(value).split(",")]
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key that stands twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, and complain with the line when a key comes again."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class Contradiction(NamedTuple):
+    """A mistake that no value shows alone; `paths` are the values it was read from."""
+
+    paths: tuple[str, ...]
+    text: str
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read the YAML file at `path`, lay the environment over it, and return the checked result.
+
+    Raises `ConfigError` with every problem at once, each beginning with its path such as `kinesis.batch.max_records`.
+    """
+    values = merged(read_yaml(path), set_by_environment(environ))
+    config, broken, problems = validate(values, environ)
+    for contradiction in contradictions(config):
+        if not any(touches(bad, path) for bad in broken for path in contradiction.paths):
+            problems.append(f"{contradiction.paths[0]}: {contradiction.text}")
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file into a mapping; a file that cannot be read or parsed is a `ConfigError` with line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: not UTF-8 text at byte {error.start}"]) from error
+    try:
+        values = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - it is the safe loader, made stricter
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError([f"{where}: {error.problem or error.context}"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: {error}".splitlines()[0]]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}: holds a {type(values).__name__}, and sections such as `kinesis:` are expected"])
+    return {str(key): value for key, value in values.items()}
+
+
+def set_by_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `INGESTOR__SECTION__KEY` variables set; sections that do not exist too, as they are to be reported."""
+    values: dict[str, Any] = Environment(environ)()
+    for name, text in environ.items():
+        section = name.upper().removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and section not in Config.model_fields:
+            values[section] = text
+    return values
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested mappings over each other; what stands in `above` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        result[key] = merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return result
+
+
+def validate(values: dict[str, Any], environ: Mapping[str, str]) -> tuple[Config, list[str], list[str]]:
+    """Return the configuration, the paths of what is broken in it, and a line of text for each.
+
+    What is broken is left out of the returned configuration, so that its default stands in, and contradictions between
+    the other values can be told in the same breath.
+    """
+    try:
+        return Config(**values), [], []
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+    broken = [dotted(detail["loc"]) for detail in details]
+    for detail in details:
+        leave_out(values, detail["loc"])
+    config, _, _ = validate(values, {})
+    return config, broken, [described(detail, environ) for detail in details]
+
+
+def leave_out(values: dict[str, Any], location: tuple[int | str, ...]) -> None:
+    """Remove what `location` points to; of a list that holds a mistake, all of it."""
+    inner: Any = values
+    for here, below in zip(location, (*location[1:], None), strict=True):
+        if not isinstance(inner, dict) or here not in inner:
+            return
+        if below is None or isinstance(below, int):
+            del inner[str(here)]
+            return
+        inner = inner[here]
+
+
+def dotted(location: tuple[int | str, ...]) -> str:
+    """Write a location as people do: `binance.symbols[0]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def touches(broken: str, path: str) -> bool:
+    """Tell whether a broken place is this value, inside of it or around it."""
+    return f"{broken}.".startswith((f"{path}.", f"{path}[")) or f"{path}.".startswith(f"{broken}.")
+
+
+def described(detail: ErrorDetails, environ: Mapping[str, str]) -> str:
+    """Say in one line where the mistake is, what it is and what was found there."""
+    location = detail["loc"]
+    where = dotted(location)
+    variable = ENVIRONMENT_PREFIX + "__".join(part for part in location if isinstance(part, str)).upper()
+    culprits = [name for name in environ if f"{name.upper()}__".startswith(f"{variable}__")]
+    if culprits:
+        where += f" (from {', '.join(culprits)})"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: there is no such key{suggestion(location)}"
+    if detail["type"] == "missing":
+        return f"{where}: is missing"
+    found = repr(detail["input"])
+    text = f"{where}: {detail['msg']}, found {found if len(found) <= 80 else found[:77] + '...'}"
+    if isinstance(detail["input"], bool):
+        text += " (YAML reads yes, no, on and off as true and false: quote a text)"
+    return text
+
+
+def suggestion(location: tuple[int | str, ...]) -> str:
+    """Return `; did you mean ...?` when a key that exists beside it looks like it."""
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            section = BackfillRange if part == "backfill" else annotation
+    close = get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def contradictions(config: Config) -> Iterator[Contradiction]:
+    """Find what does not fit together, in a configuration whose single values are right."""
+    yield from contradicting_subscriptions(config.binance)
+    yield from contradicting_urls(config)
+    yield from contradicting_limits(config)
+    yield from contradicting_ranges(config.backfill)
+
+
+def contradicting_subscriptions(binance: Binance) -> Iterator[Contradiction]:
+    """Find what is asked for twice, and klines of no interval."""
+    for name in ("symbols", "streams", "kline_intervals"):
+        twice = [value for value, count in Counter(getattr(binance, name)).items() if count > 1]
+        if twice:
+            yield Contradiction((f"binance.{name}",), f"{', '.join(twice)} stands there more than once")
+    if "kline" in binance.streams and not binance.kline_intervals:
+        paths = ("binance.kline_intervals", "binance.streams")
+        yield Contradiction(paths, "is empty although `binance.streams` asks for kline")
+
+
+def contradicting_urls(config: Config) -> Iterator[Contradiction]:
+    """Find addresses that are none, that carry a password, or that would carry data in the clear over a network."""
+    binance, kinesis = config.binance, config.kinesis
+    for path, url, scheme, permission in (
+        ("binance.websocket_url", binance.websocket_url, "ws", "binance.allow_plaintext"),
+        ("binance.rest_url", binance.rest_url, "http", "binance.allow_plaintext"),
+        ("binance.archive_url", binance.archive_url, "http", "binance.allow_plaintext"),
+        ("kinesis.endpoint_url", kinesis.endpoint_url, "http", "kinesis.allow_plaintext"),
+        ("dead_letter.queue_url", config.dead_letter.queue_url, "http", "kinesis.allow_plaintext"),
+    ):
+        allowed = kinesis.allow_plaintext if permission.startswith("kinesis") else binance.allow_plaintext
+        text = None if url is None else wrong_with_url(url, scheme, permission, allow_plaintext=allowed)
+        if text is not None:
+            yield Contradiction((path, permission), text)
+    if config.dead_letter.kind == "sqs" and config.dead_letter.queue_url is None:
+        paths = ("dead_letter.queue_url", "dead_letter.kind")
+        yield Contradiction(paths, "is missing although `dead_letter.kind` is sqs")
+
+
+def wrong_with_url(url: str, scheme: str, permission: str, *, allow_plaintext: bool) -> str | None:
+    """Return what is wrong with `url`, which should be `scheme` or its form over TLS; None when nothing is."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is not an address: {error}"
+    if parts.scheme not in (scheme, f"{scheme}s") or not host:
+        return f"should begin with {scheme}s:// and name a host, found {url!r}"
+    if parts.username is not None or parts.query or parts.fragment:
+        return "should hold neither a user name nor a query: credentials come from the AWS chain only"
+    if parts.scheme == scheme and not allow_plaintext and not is_loopback(host):
+        return f"{scheme}:// to {host} is readable on its way; use {scheme}s:// or set `{permission}: true`"
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` is this machine and nothing else."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def contradicting_limits(config: Config) -> Iterator[Contradiction]:
+    """Find limits that exclude each other."""
+    kinesis, backoff, shard = config.kinesis, config.binance.connections.backoff, config.shard
+    if shard.index >= shard.count:
+        paths = ("shard.index", "shard.count")
+        yield Contradiction(
+            paths, f"is {shard.index}, and with `shard.count` {shard.count} the last is {shard.count - 1}"
+        )
+    for path, limits in (("binance.connections.backoff", backoff), ("kinesis.retry", kinesis.retry)):
+        if limits.max_s < limits.initial_s:
+            text = f"is {limits.max_s:g}, less than `initial_s` {limits.initial_s:g}"
+            yield Contradiction((f"{path}.max_s", f"{path}.initial_s"), text)
+    if kinesis.stream_name == config.heartbeat.stream_name:
+        paths = ("heartbeat.stream_name", "kinesis.stream_name")
+        yield Contradiction(paths, "is the data stream too; the checkpoint needs a stream of its own")
+    if kinesis.aggregation == "kpl" and kinesis.batch.max_bytes < 2 * kinesis.blob_bytes:
+        text = f"is {kinesis.batch.max_bytes}, too little for blobs of `kinesis.blob_bytes` {kinesis.blob_bytes}"
+        yield Contradiction(("kinesis.batch.max_bytes", "kinesis.blob_bytes", "kinesis.aggregation"), text)
+    grace_s, call_s = config.service.shutdown_grace_s, kinesis.timeouts.connect_s + kinesis.timeouts.read_s
+    if StopPlan.within(grace_s, call_s).last_put_s <= 0:
+        text = f"is {grace_s:g}: no time for a last put, which may take {call_s:g} s (`kinesis.timeouts`)"
+        yield Contradiction(("service.shutdown_grace_s", "kinesis.timeouts"), text)
+
+
+def contradicting_ranges(ranges: tuple[BackfillRange, ...]) -> Iterator[Contradiction]:
+    """Find past ranges that end before they begin, and intervals where they do not belong."""
+    for index, wanted in enumerate(ranges):
+        path = f"backfill[{index}]"
+        if wanted.stream == "kline" and wanted.interval is None:
+            yield Contradiction((f"{path}.interval",), "is missing: klines have one")
+        if wanted.stream == "trade" and wanted.interval is not None:
+            yield Contradiction((f"{path}.interval",), "is set: trades have none")
+        if wanted.symbol.startswith("all:"):
+            yield Contradiction((f"{path}.symbol",), "is a selector, and a past range is of one symbol")
+        if moment(wanted.end) <= moment(wanted.start):
+            yield Contradiction((f"{path}.end",), f"is not after `start` {wanted.start}")
+
+
+def to_yaml(config: Config) -> str:
+    """Write every effective value the way a configuration file holds it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

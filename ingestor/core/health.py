@@ -1,7 +1,7 @@
 """The health of the service as plain facts with monotonic timestamps, each written by the one task that owns it.
 
-Nobody computes a status and stores it: `live`, `ready`, `has_started` and `report` are answers about the facts at a given
-`now`, so that a task which stopped writing is seen as well as one that wrote bad news.
+Nobody computes a status and stores it: `live`, `ready`, `has_started` and `report` are answers about the facts at a
+given `now`, so that a task which stopped writing is seen as well as one that wrote bad news.
 """
 
 from __future__ import annotations
