@@ -330,6 +330,16 @@ class Coverage:
         if entry is not None:
             entry.settled = True
 
+    def inherit(self, subscription: Subscription, found: Entry, *, is_restarted: bool) -> None:
+        """Join what earlier tasks covered with what this one did, and settle it.
+
+        What this task covered belongs to the venue's present ids: those of `found`, or their successors if restarted.
+        """
+        mine = self._entries[subscription]
+        mine.generation += found.generation + is_restarted
+        mine.settled = True
+        self._entries[subscription] = mine.merge(found)
+
     def merge(self, other: Mapping[Subscription, Entry] | Coverage) -> None:
         """Take in another account, entry by entry."""
         for subscription, entry in other.items():

@@ -1,0 +1,276 @@
+"""What a heartbeat says, and how a new task learns from old ones what is missing (completeness.md §3, steps 2 to 6).
+
+The shell reads beats back and tells `Resume` what it heard, which window was read to its end, and which live ids came
+first; `Resume` answers what each subscription still lacks. A read that failed is simply not told: only a window that
+was read to its end can be evidence that nothing is there.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec import Struct, convert, to_builtins
+
+from ingestor.core.claims import Coverage, Entry, Intervals
+from ingestor.core.model import Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+WINDOWS_S: Final = (600.0, 3_600.0, 21_600.0)  # then the whole lookback
+PART_SUBSCRIPTIONS: Final = 200  # at worst about 80 kB, far below the 1 MiB that a Kinesis record may have
+PREDECESSOR_INTERVALS: Final = 3  # silent for longer than so many of its intervals: it has stopped
+PREDECESSOR_LIMIT_S: Final = 60.0
+
+
+class Identity(NamedTuple):
+    """Whose ids a beat speaks of: beats of another identity are ignored. `data_stream` is an ARN, or region/name."""
+
+    service: str
+    environment: str
+    rest_host: str
+    data_stream: str
+
+
+class Range(Struct, frozen=True):
+    """Ids `first` to `last`, inclusive."""
+
+    first: int
+    last: int
+
+
+class CoverageEntry(Struct, frozen=True, kw_only=True):
+    """An `Entry` as a beat carries it."""
+
+    symbol: str
+    kind: str
+    origin: int
+    settled: bool
+    covered: list[Range]
+    generation: int = 0
+    last_event_ms: int = 0
+
+
+class Beat(Struct, frozen=True, kw_only=True):
+    """One part of one beat, field by field as `schemas/avro/heartbeat.avsc`; valid without its other parts."""
+
+    service: str
+    environment: str
+    rest_host: str
+    data_stream: str
+    instance: str
+    version: str
+    started_ms: int
+    sent_ms: int
+    beat: int
+    part: int
+    parts: int
+    interval_ms: int = 5_000
+    final: bool = False
+    counters: dict[str, int] = {}
+    components: dict[str, str] = {}
+    entries: list[CoverageEntry] = []
+
+    @property
+    def identity(self) -> Identity:
+        """Whose ids it speaks of."""
+        return Identity(self.service, self.environment, self.rest_host, self.data_stream)
+
+    def coverage(self) -> Iterator[tuple[Subscription, Entry]]:
+        """Give what it carries as entries to merge."""
+        for entry in self.entries:
+            covered = Intervals((pair.first, pair.last) for pair in entry.covered)
+            yield (
+                Subscription(entry.symbol, entry.kind),
+                Entry(entry.origin, covered, entry.generation, entry.settled, entry.last_event_ms),
+            )
+
+
+def beat_to_avro(beat: Beat) -> dict[str, Any]:
+    """Turn a beat into the plain value that the Avro encoder takes."""
+    value: dict[str, Any] = to_builtins(beat)
+    return value
+
+
+def beat_from_avro(value: Mapping[str, Any]) -> Beat:
+    """Read the plain value that the Avro decoder gives; raises `msgspec.ValidationError` for any other shape."""
+    return convert(value, Beat)
+
+
+def carried(subscription: Subscription, entry: Entry, limit: int) -> CoverageEntry:
+    """Write down an entry with at most `limit` intervals; the entry itself forgets nothing."""
+    kept = entry.copy()
+    kept.forget(limit)
+    return CoverageEntry(
+        symbol=subscription.symbol,
+        kind=subscription.kind,
+        origin=kept.origin,
+        settled=kept.settled,
+        covered=[Range(first, last) for first, last in kept.covered],
+        generation=kept.generation,
+        last_event_ms=kept.last_event_ms,
+    )
+
+
+class Window(NamedTuple):
+    """A stretch of the heartbeat stream to read, in seconds before the start; `from_s` is the older end."""
+
+    from_s: float
+    to_s: float
+
+
+def windows(lookback_s: float) -> list[Window]:
+    """Cut the lookback into stretches, newest first, so that the usual restart reads minutes and not a day."""
+    edges = [0.0, *(edge for edge in WINDOWS_S if edge < lookback_s), lookback_s]
+    return [Window(older, newer) for newer, older in pairwise(edges)]
+
+
+class Resumed(NamedTuple):
+    """The answer for one subscription: the ids it lacks below its first live one.
+
+    `is_first_start`: no task of this identity ever counted it. `is_restarted`: the venue began its ids again since.
+    """
+
+    subscription: Subscription
+    missing: Intervals
+    is_first_start: bool
+    is_restarted: bool
+
+
+class _Live(NamedTuple):
+    first_id: int
+    event_ms: int
+
+
+class _Writer(Struct):
+    """A task whose beats were heard, and when it was last heard of."""
+
+    heard_s: float
+    patience_s: float
+    is_final: bool
+    subscriptions: set[Subscription]
+
+
+class Resume:
+    """Decides what a start must fetch. Fed with beats, ends of windows, first live ids and the time; never waits.
+
+    Answers are merged into `coverage`, which the live line fills at the same time. `now` is monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        coverage: Coverage,
+        subscriptions: Iterable[Subscription],
+        *,
+        identity: Identity,
+        instance: str,
+        lookback_s: float,
+    ) -> None:
+        self._coverage = coverage
+        self._identity = identity
+        self._instance = instance
+        self._windows = windows(lookback_s)
+        self._open = set(subscriptions)
+        self._live: dict[Subscription, _Live] = {}
+        self._found = Coverage()
+        self._writers: dict[str, _Writer] = {}
+        self._read_at: dict[Subscription, float] = {}  # since when all older beats that matter are known
+
+    def hear(self, beat: Beat, age_s: float, now: float) -> None:
+        """Take in a beat that was written `age_s` seconds ago; our own and those of another identity say nothing."""
+        if beat.identity != self._identity or beat.instance == self._instance:
+            return
+        entries = dict(beat.coverage())
+        self._found.merge(
+            {subscription: entry for subscription, entry in entries.items() if subscription in self._open}
+        )
+        patience_s = PREDECESSOR_INTERVALS * beat.interval_ms / 1000
+        writer = self._writers.setdefault(beat.instance, _Writer(now - age_s, patience_s, beat.final, set()))
+        writer.heard_s = max(writer.heard_s, now - age_s)
+        writer.is_final |= beat.final
+        writer.subscriptions |= entries.keys()
+
+    def begin(self, subscription: Subscription, first_live_id: int, event_ms: int) -> None:
+        """Say which id the live line starts with: seen, or known to be the venue's next one; the lowest counts."""
+        known = self._live.get(subscription)
+        if known is None or first_live_id < known.first_id:
+            self._live[subscription] = _Live(first_live_id, event_ms)
+
+    def next_window(self) -> Window | None:
+        """Return the stretch to read now; None when the search is over."""
+        if not self._windows or not self._unread():
+            return None
+        return self._windows[0]
+
+    def window_read(self, now: float) -> None:
+        """Say that the window of `next_window` was read to its end, in all shards."""
+        self._windows.pop(0)
+        for subscription in self._unread():
+            entry = self._found.get(subscription)
+            if not self._windows or (entry is not None and entry.settled):
+                self._read_at[subscription] = now
+
+    def take(self, now: float) -> list[Resumed]:
+        """Return the answers that are ready, each once."""
+        ready = [
+            subscription
+            for subscription, read_at_s in self._read_at.items()
+            if subscription in self._open
+            and subscription in self._live
+            and not self._awaits(subscription, read_at_s, now)
+        ]
+        self._open.difference_update(ready)
+        return [self._settle(subscription) for subscription in ready]
+
+    def is_listening(self, now: float) -> bool:
+        """Say whether a further beat could change an answer, so that somebody must go on reading."""
+        return any(
+            subscription not in self._read_at or self._awaits(subscription, self._read_at[subscription], now)
+            for subscription in self._open
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Every subscription has its answer."""
+        return not self._open
+
+    def _unread(self) -> set[Subscription]:
+        return self._open - self._read_at.keys()
+
+    def _awaits(self, subscription: Subscription, read_at_s: float, now: float) -> bool:
+        """Whether a task that still runs will probably cover what is missing (a deploy)."""
+        if now - read_at_s >= PREDECESSOR_LIMIT_S or not self._is_missing_some(subscription):
+            return False
+        return any(
+            not writer.is_final and subscription in writer.subscriptions and now - writer.heard_s <= writer.patience_s
+            for writer in self._writers.values()
+        )
+
+    def _is_missing_some(self, subscription: Subscription) -> bool:
+        live, found = self._live.get(subscription), self._found.get(subscription)
+        if live is None or found is None:
+            return True
+        return not _is_restart(subscription, live, found) and not found.covered.covers(found.origin, live.first_id - 1)
+
+    def _settle(self, subscription: Subscription) -> Resumed:
+        live, found = self._live[subscription], self._found.get(subscription)
+        self._coverage.originate(subscription, live.first_id)
+        if found is None:
+            self._coverage.settle(subscription)
+            return Resumed(subscription, Intervals(), is_first_start=True, is_restarted=False)
+        is_restarted = _is_restart(subscription, live, found)
+        self._coverage.inherit(subscription, found, is_restarted=is_restarted)
+        entry = self._coverage[subscription]
+        return Resumed(subscription, entry.missing(live.first_id - 1), is_first_start=False, is_restarted=is_restarted)
+
+
+def _is_restart(subscription: Subscription, live: _Live, found: Entry) -> bool:
+    """Whether the venue began its ids again while no task ran: old numbers, new times.
+
+    A task that covers our first live id has seen a venue time at least as new as ours. Bars are numbered by the clock
+    and cannot begin again.
+    """
+    if subscription.kind.startswith("kline_") or not found.covered:
+        return False
+    return live.first_id <= found.covered.highest and live.event_ms > found.last_event_ms
