@@ -402,7 +402,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def set_by_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what `INGESTOR__SECTION__KEY` variables set; sections that do not exist too, as they are to be reported."""
+    """Return what `INGESTOR__SECTION__KEY` variables set; sections that do not exist too, to be reported."""
     values: dict[str, Any] = Environment(environ)()
     for name, text in environ.items():
         section = name.upper().removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower()

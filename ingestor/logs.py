@@ -1,0 +1,106 @@
+"""Structured logging: one line per event worth waking for, as JSON or for a terminal, ours and our libraries' alike.
+
+Every line goes through the standard library's root handler to one stream, so hypercorn and botocore come out in the
+same shape. Nothing here knows a secret, and what callers pass is key and value, never a raw payload.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+# Their own words for every request or connection help nobody here; what goes wrong still comes through.
+CHATTY_LIBRARIES = (
+    "botocore",
+    "boto3",
+    "urllib3",
+    "httpx",
+    "httpcore",
+    "hypercorn.access",
+    "trio_websocket",
+    "werkzeug",
+)
+
+
+def set_up(level: Level, line_format: Literal["json", "console"], stream: TextIO | None = None) -> None:
+    """Send all logging to `stream` (standard error by default) from now on; calling again replaces what was set up."""
+    destination = sys.stderr if stream is None else stream
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # so that calling again reaches loggers made before
+    )
+    handler = logging.StreamHandler(destination)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_rendering(line_format, destination),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    set_level(level)
+
+
+def set_level(level: Level) -> None:
+    """Change how much is logged while the service runs."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(number)
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+def _rendering(line_format: Literal["json", "console"], stream: TextIO) -> list[Processor]:
+    if line_format == "console":
+        return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    return [
+        _flatten_exception_group,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(default=str),
+    ]
+
+
+def _flatten_exception_group(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Name what is inside an exception group, so that a search finds it without reading the traceback."""
+    error = event.get("exc_info")
+    if isinstance(error, tuple):  # as the standard library writes it down
+        error = error[1]
+    elif error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event["errors"] = [f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)]
+    return event
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors inside nested groups, or `error` alone."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
