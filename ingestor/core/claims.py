@@ -25,6 +25,13 @@ RUN_LIMIT: Final = (
 )
 
 
+class Range(Struct, frozen=True):
+    """Ids `first` to `last`, inclusive, where they are written down."""
+
+    first: int
+    last: int
+
+
 class Intervals:
     """A set of ints, kept as sorted, disjoint, closed intervals that never touch each other."""
 
@@ -99,6 +106,10 @@ class Intervals:
     def count(self) -> int:
         """How many ints are in."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
+
+    def ranges(self) -> list[Range]:
+        """Write the set down."""
+        return [Range(first, last) for first, last in self]
 
     def copy(self) -> Intervals:
         """Return an equal set that changes on its own."""

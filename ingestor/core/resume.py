@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct, convert, to_builtins
 
-from ingestor.core.claims import Coverage, Entry, Intervals
+from ingestor.core.claims import Coverage, Entry, Intervals, Range
 from ingestor.core.model import Subscription
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ class Identity(NamedTuple):
     environment: str
     rest_host: str
     data_stream: str
-
-
-class Range(Struct, frozen=True):
-    """Ids `first` to `last`, inclusive."""
-
-    first: int
-    last: int
 
 
 class CoverageEntry(Struct, frozen=True, kw_only=True):
@@ -107,7 +100,7 @@ def carried(subscription: Subscription, entry: Entry, limit: int) -> CoverageEnt
         kind=subscription.kind,
         origin=kept.origin,
         settled=kept.settled,
-        covered=[Range(first, last) for first, last in kept.covered],
+        covered=kept.covered.ranges(),
         generation=kept.generation,
         last_event_ms=kept.last_event_ms,
     )

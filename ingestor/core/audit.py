@@ -1,0 +1,296 @@
+"""The proof: decoded records in; out, for every symbol and kind, what was delivered, what is declared, what is missing.
+
+Ids are kept as intervals, so the memory of an audit grows with the number of holes and not with the number of records.
+The live records of a subscription span the range that has to be complete; what came over REST (repairs, backfills)
+fills it, and may lie outside. Identity is that of completeness.md §5.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from msgspec import Struct
+
+from ingestor.core.claims import Intervals, Range, claim_of
+from ingestor.core.model import Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from ingestor.core.model import Hole, HoleReason, MarketData
+
+REMEMBERED: Final = 500_000  # events whose values are kept to be compared with a later duplicate; about 100 MB
+
+
+class DeclaredHole(Struct, frozen=True):
+    """Ids that a hole record declares and that nobody delivered."""
+
+    first: int
+    last: int
+    reason: HoleReason
+
+
+class StreamReport(Struct, frozen=True, kw_only=True):
+    """What is proven for one subscription; all ranges are ids in its space (completeness.md §1).
+
+    `generation` counts the times the venue began its ids again. `records` are all that were read; `interim` bars among
+    them claim nothing. `disordered` live records came after one with a higher id. `conflicts` are ids that came twice
+    with different values. `unseeded` are breaks of the order book that no later snapshot follows.
+    """
+
+    symbol: str
+    kind: str
+    generation: int
+    records: int
+    delivered: list[Range]
+    delivered_ids: int
+    declared: list[DeclaredHole]
+    undeclared: list[Range]
+    duplicates: int
+    duplicated: list[Range]
+    conflicts: list[int]
+    disordered: int
+    snapshots: int
+    interim: int
+    unseeded: list[Range]
+
+    @property
+    def declared_ids(self) -> int:
+        """How many ids are missing and declared."""
+        return sum(hole.last - hole.first + 1 for hole in self.declared)
+
+    @property
+    def undeclared_ids(self) -> int:
+        """How many ids are missing and not declared."""
+        return sum(hole.last - hole.first + 1 for hole in self.undeclared)
+
+
+class AuditReport(Struct, frozen=True):
+    """The whole proof. `undecodable` entries of the stream are not ours, or not readable."""
+
+    streams: list[StreamReport]
+    undecodable: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Every id in the span of every subscription is delivered or declared, and none came with two values."""
+        return not any(stream.undeclared or stream.conflicts for stream in self.streams)
+
+    def rows(self) -> list[AuditRow]:
+        """Give one line for each subscription, for a table."""
+        return [
+            AuditRow(
+                symbol=stream.symbol,
+                kind=stream.kind if not stream.generation else f"{stream.kind} (restart {stream.generation})",
+                records=stream.records,
+                first=stream.delivered[0].first if stream.delivered else None,
+                last=stream.delivered[-1].last if stream.delivered else None,
+                ranges=len(stream.delivered),
+                duplicates=stream.duplicates,
+                declared=stream.declared_ids,
+                missing=stream.undeclared_ids,
+                conflicts=len(stream.conflicts),
+            )
+            for stream in self.streams
+        ]
+
+
+class AuditRow(NamedTuple):
+    """One line of the table; `declared` and `missing` count ids."""
+
+    symbol: str
+    kind: str
+    records: int
+    first: int | None
+    last: int | None
+    ranges: int
+    duplicates: int
+    declared: int
+    missing: int
+    conflicts: int
+
+
+class _Chain:
+    """One subscription since the venue last began its ids."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.records = 0
+        self.delivered = Intervals()
+        self.span: tuple[int, int] | None = None
+        self.live_span: tuple[int, int] | None = None
+        self.declared: dict[HoleReason, Intervals] = {}
+        self.duplicates = 0
+        self.duplicated = Intervals()
+        self.conflicts: set[int] = set()
+        self.disordered = 0
+        self.snapshots = 0
+        self.highest_snapshot = -1
+        self.interim = 0
+
+    def deliver(self, first: int, last: int, *, is_live: bool) -> bool:
+        """Take delivered ids in; return whether all of them had been delivered before."""
+        is_duplicate = self.delivered.covers(first, last)
+        if is_duplicate:
+            self.duplicates += 1
+            self.duplicated.add(first, last)
+        if is_live:
+            self.disordered += not is_duplicate and self.live_span is not None and last < self.live_span[1]
+            self.live_span = _widened(self.live_span, first, last)
+        self.span = _widened(self.span, first, last)
+        self.delivered.add(first, last)
+        return is_duplicate
+
+    def report(self, subscription: Subscription) -> StreamReport:
+        declared = {reason: _without(holes, self.delivered) for reason, holes in self.declared.items()}
+        undeclared = self._missing()
+        for holes in declared.values():
+            undeclared.subtract(holes)
+        return StreamReport(
+            symbol=subscription.symbol,
+            kind=subscription.kind,
+            generation=self.generation,
+            records=self.records,
+            delivered=self.delivered.ranges(),
+            delivered_ids=self.delivered.count(),
+            declared=sorted(
+                (DeclaredHole(first, last, reason) for reason, holes in declared.items() for first, last in holes),
+                key=lambda hole: (hole.first, hole.last),
+            ),
+            undeclared=undeclared.ranges(),
+            duplicates=self.duplicates,
+            duplicated=self.duplicated.ranges(),
+            conflicts=sorted(self.conflicts),
+            disordered=self.disordered,
+            snapshots=self.snapshots,
+            interim=self.interim,
+            unseeded=self._unseeded() if subscription.kind == "depth" else [],
+        )
+
+    def _missing(self) -> Intervals:
+        span = self.live_span or self.span
+        return Intervals() if span is None else self.delivered.missing(*span)
+
+    def _unseeded(self) -> list[Range]:
+        """Find breaks above the newest snapshot: until there is one, nobody can follow the book across them."""
+        return [Range(first, last) for first, last in self._missing() if last > self.highest_snapshot]
+
+
+class Audit:
+    """Collects records in the order in which the stream holds them, and reports at any time."""
+
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        self._chains: dict[Subscription, list[_Chain]] = {}
+        self._restarts: set[tuple[Subscription, Hole]] = set()
+        self._values: OrderedDict[Hashable, int] = OrderedDict()
+        self._remembered = remembered
+        self._undecodable = 0
+
+    def add(self, record: MarketData, *, is_late: bool = False) -> None:
+        """Take a record in. A late one arrived after the time that is audited: it may fill the range, not widen it."""
+        claim = claim_of(record)
+        if record.hole is not None and claim is not None:
+            self._declare(claim.subscription, record.hole)
+        elif claim is not None:
+            self._deliver(claim.subscription, claim.first, claim.last, record, is_late=is_late)
+        elif record.depth is not None:
+            self._see_snapshot(record)
+        elif record.kline is not None:
+            chain = self._chain(Subscription(record.symbol, f"kline_{record.kline.interval}"))
+            chain.records += 1
+            chain.interim += 1
+
+    def add_undecodable(self) -> None:
+        """Count an entry of the stream that is not a record of ours."""
+        self._undecodable += 1
+
+    def report(self) -> AuditReport:
+        """Say what is proven so far."""
+        streams = [
+            chain.report(subscription) for subscription, chains in sorted(self._chains.items()) for chain in chains
+        ]
+        return AuditReport(streams, self._undecodable)
+
+    def _deliver(self, subscription: Subscription, first: int, last: int, record: MarketData, *, is_late: bool) -> None:
+        chain = self._chain(subscription)
+        if is_late:
+            span = chain.live_span or chain.span
+            if span is not None:
+                chain.delivered.update(Intervals(((first, last),)).within(*span))
+            return
+        chain.records += 1
+        is_duplicate = chain.deliver(first, last, is_live=record.source == "websocket")
+        identity = (subscription, chain.generation, first, last)
+        values = hash(_values(record))
+        known = self._values.setdefault(identity, values)
+        if known != values and is_duplicate:
+            chain.conflicts.add(last)
+        if len(self._values) > self._remembered:
+            self._values.popitem(last=False)
+
+    def _declare(self, subscription: Subscription, hole: Hole) -> None:
+        if hole.reason == "id_restart" and (subscription, hole) not in self._restarts:
+            self._restarts.add((subscription, hole))  # written twice, it is still one restart
+            chains = self._chains.setdefault(subscription, [])
+            chains.append(_Chain(len(chains)))
+        chain = self._chain(subscription)
+        chain.records += 1
+        chain.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
+
+    def _see_snapshot(self, record: MarketData) -> None:
+        chain = self._chain(Subscription(record.symbol, "depth"))
+        chain.records += 1
+        chain.snapshots += 1
+        chain.highest_snapshot = max(chain.highest_snapshot, record.sequence)
+
+    def _chain(self, subscription: Subscription) -> _Chain:
+        """Find the newest chain of a subscription."""
+        chains = self._chains.setdefault(subscription, [])
+        if not chains:
+            chains.append(_Chain(0))
+        return chains[-1]
+
+
+def _values(record: MarketData) -> Hashable:
+    """Return what has to be equal when an event comes again; what REST does not know is left out."""
+    bar, depth = record.kline, record.depth
+    if bar is not None:
+        return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trade_count)
+    if depth is not None:
+        return (depth.first_update_id, tuple(map(tuple, depth.bids)), tuple(map(tuple, depth.asks)))
+    return (record.price, record.volume, record.timestamp, record.trade and record.trade.buyer_is_maker)
+
+
+class Difference(Struct, frozen=True):
+    """An id for which the stream and the venue do not agree; values as text, empty where the side has none."""
+
+    id: int
+    problem: Literal["missing", "unknown_to_venue", "differs"]
+    delivered: tuple[str, ...] = ()
+    venue: tuple[str, ...] = ()
+
+
+def compare(delivered: Mapping[int, tuple[str, ...]], venue: Mapping[int, tuple[str, ...]]) -> list[Difference]:
+    """Compare decimals by id, as numbers: `1.50` equals `1.5`. Both sides must speak of the same range of ids."""
+    differences = []
+    for number in sorted(delivered.keys() | venue.keys()):
+        ours, theirs = delivered.get(number, ()), venue.get(number, ())
+        if not ours:
+            differences.append(Difference(number, "missing", ours, theirs))
+        elif not theirs:
+            differences.append(Difference(number, "unknown_to_venue", ours, theirs))
+        elif ours != theirs and list(map(Decimal, ours)) != list(map(Decimal, theirs)):
+            differences.append(Difference(number, "differs", ours, theirs))
+    return differences
+
+
+def _widened(span: tuple[int, int] | None, first: int, last: int) -> tuple[int, int]:
+    return (first, last) if span is None else (min(span[0], first), max(span[1], last))
+
+
+def _without(intervals: Intervals, other: Intervals) -> Intervals:
+    rest = intervals.copy()
+    rest.subtract(other)
+    return rest
