@@ -24,7 +24,7 @@ CHATTY_LIBRARIES = (
     "urllib3",
     "httpx",
     "httpcore",
-    "hypercorn.access",
+    "hypercorn",
     "trio_websocket",
     "werkzeug",
 )

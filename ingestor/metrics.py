@@ -54,6 +54,7 @@ SECONDS_BUCKETS = (
 )
 # A plain put carries up to 500 records, an aggregated one many thousands.
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 400, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 STALL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -78,8 +79,11 @@ class BatchHistogram(Collector):
         self._counts[value][bisect_left(self._bounds, seconds)] += count
         self._sums[value] += seconds * count
 
-    def quantile(self, value: str, share: float) -> float | None:
-        """Return the bound of the bucket in which `share` of all observations is reached; None before the first one."""
+    def quantiles(self, value: str) -> dict[str, float | None]:
+        """Return the median and the 95th and 99th percentile, as bounds of buckets; None before any observation."""
+        return {name: self._quantile(value, share) for name, share in QUANTILES.items()}
+
+    def _quantile(self, value: str, share: float) -> float | None:
         counts = self._counts[value]
         wanted, seen = share * sum(counts), 0
         if not wanted:
@@ -167,7 +171,7 @@ class Metrics:
         self._delivery(registry)
         self._completeness(registry)
         registry.register(self._at_scrape)
-        ProcessCollector(registry=registry)  # memory, CPU and open files, from /proc
+        self._process = ProcessCollector(registry=registry)  # memory, CPU and open files, from /proc
         Info("ingestor_build", "Which build this is.", registry=registry).info(
             {"version": __version__, "python": platform.python_version()}
         )
@@ -272,6 +276,27 @@ class Metrics:
             "records": value_of(self.records_delivered),
             "bytes": value_of(self.bytes_delivered),
         }
+
+    def losses(self) -> dict[str, float]:
+        """Return what was let go, declared or given up since the start; all zero is the aim."""
+        return {
+            "reconnections": self.reconnections.value,
+            "gaps_detected": value_of(self.gaps_detected),
+            "ids_repaired": value_of(self.ids_repaired),
+            "holes_declared": value_of(self.holes_declared),
+            "dead_letters": value_of(self.dead_letters),
+            "abandoned": value_of(self.abandoned),
+        }
+
+    def process_usage(self) -> dict[str, float]:
+        """Return memory, CPU seconds and open files of this process; empty where there is no /proc."""
+        wanted = {
+            "process_resident_memory_bytes": "memory_bytes",
+            "process_cpu_seconds_total": "cpu_seconds",
+            "process_open_fds": "open_files",
+        }
+        samples = [sample for family in self._process.collect() for sample in family.samples]
+        return {wanted[sample.name]: sample.value for sample in samples if sample.name in wanted}
 
     def channel_fill(self) -> dict[str, tuple[int, int]]:
         """Return the batches and bytes that wait in each watched channel now."""
