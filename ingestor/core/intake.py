@@ -1,0 +1,333 @@
+"""What is known live of every subscription, and what one read of messages means: records, gaps, lost books, poison.
+
+The one composer of the core: it decodes with `binance`, tracks with `gaps`, keeps the books of `book`. All connections
+of a task share it, so that an event which arrives twice is taken once. `accept` is the hot path of the service: one
+typed decode, one lookup and one method a message, and nothing else that is not a record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct, field
+
+from ingestor.core.binance import (
+    REFUSALS,
+    DepthEvent,
+    KlineEvent,
+    Poison,
+    TradeEvent,
+    classify,
+    decode_message,
+    depth_record,
+    kline_record,
+    milliseconds,
+    snapshot_record,
+    trade_record,
+)
+from ingestor.core.book import BookState, OrderBook, PriceCache
+from ingestor.core.gaps import (
+    DUPLICATE,
+    FIRST,
+    GAP,
+    IN_ORDER,
+    RESTART,
+    DepthTracker,
+    KlineTracker,
+    TradeTracker,
+    Verdict,
+)
+from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ingestor.core.binance import Combined, Control, DepthSnapshot, Event
+    from ingestor.core.model import PoisonReason
+
+RECORD_OVERHEAD_BYTES = 600  # what the objects of one record cost beside its raw message, about
+
+
+class Begin(Struct, frozen=True):
+    """The first live id of a subscription; `is_restart`: the venue began its ids again."""
+
+    subscription: Subscription
+    first_id: int
+    event_ms: int
+    is_restart: bool = False
+
+
+class Accepted(Struct):
+    """What one read of messages came to; whoever asked acts on it."""
+
+    records: list[MarketData] = field(default_factory=list[MarketData])
+    raws: list[bytes] = field(default_factory=list[bytes])
+    batch: RecordBatch | None = None
+    poison: list[DeadLetter] = field(default_factory=list[DeadLetter])
+    controls: list[Control] = field(default_factory=list["Control"])
+    begins: list[Begin] = field(default_factory=list[Begin])
+    gaps: list[Gap] = field(default_factory=list[Gap])
+    holes: list[Hole] = field(default_factory=list[Hole])  # declared within the batch, for the log and the counters
+    resyncs: list[str] = field(default_factory=list[str])  # symbols whose book needs a snapshot
+    duplicates: dict[str, int] = field(default_factory=dict[str, int])  # by stream type
+
+    def take(self, record: MarketData, raw: bytes) -> None:
+        """Add a record beside the message it came from."""
+        self.records.append(record)
+        self.raws.append(raw)
+
+    def drop_duplicate(self, stream_type: str) -> None:
+        """Count an event that was seen before."""
+        self.duplicates[stream_type] = self.duplicates.get(stream_type, 0) + 1
+
+    def declare(
+        self, subscription: Subscription, missing: tuple[int, int], reason: HoleReason, received_us: int
+    ) -> None:
+        """Put a hole record where the ids `missing` would have been."""
+        hole = Hole(subscription.kind, *missing, reason, received_us // 1000)
+        self.holes.append(hole)
+        self.take(hole_record(subscription.symbol, hole, received_us), b"")
+
+
+def hole_record(symbol: str, hole: Hole, received_us: int) -> MarketData:
+    """Make the record that says which ids are not in the stream (completeness.md §2)."""
+    return MarketData(
+        symbol=symbol,
+        timestamp=hole.detected_ms,
+        price=None,
+        volume=None,
+        bid_price=None,
+        ask_price=None,
+        source="websocket",
+        event_type="hole",
+        sequence=hole.first,
+        received_at=received_us,
+        hole=hole,
+    )
+
+
+class LiveTrades:
+    """Trades of one symbol."""
+
+    __slots__ = ("received", "subscription", "symbol", "tracker")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.symbol = subscription.symbol
+        self.tracker = TradeTracker()
+        self.received = 0
+
+    def accept(self, event: Event, raw: bytes, received_us: int, accepted: Accepted) -> bool:
+        """Take one trade; False if this is not the event that the stream's name promises."""
+        if type(event) is not TradeEvent or event.symbol != self.symbol:
+            return False
+        self.received += 1
+        verdict = self.tracker.accept(event.trade_id, event.trade_time)
+        if verdict is not IN_ORDER:
+            if verdict is DUPLICATE:
+                accepted.drop_duplicate("trade")
+                return True
+            self._note(verdict, event, received_us, accepted)
+        accepted.take(trade_record(event, received_us), raw)
+        return True
+
+    def _note(self, verdict: Verdict, event: TradeEvent, received_us: int, accepted: Accepted) -> None:
+        if verdict is GAP:
+            accepted.gaps.append(Gap(self.subscription, *self.tracker.missing, received_us // 1000))
+            return
+        if verdict is RESTART and event.trade_id > 0:
+            accepted.declare(self.subscription, (0, event.trade_id - 1), "id_restart", received_us)
+        event_ms = milliseconds(event.trade_time)
+        accepted.begins.append(Begin(self.subscription, event.trade_id, event_ms, verdict is RESTART))
+
+
+class LiveDepth:
+    """Order book changes of one symbol, and its book."""
+
+    __slots__ = ("book", "received", "subscription", "symbol", "tracker")
+
+    def __init__(self, subscription: Subscription, prices: PriceCache) -> None:
+        self.subscription = subscription
+        self.symbol = subscription.symbol
+        self.tracker = DepthTracker()
+        self.book = OrderBook(prices)
+        self.received = 0
+
+    def accept(self, event: Event, raw: bytes, received_us: int, accepted: Accepted) -> bool:
+        """Take one diff, with the best of the book after it; False if it is not what the stream's name promises."""
+        if type(event) is not DepthEvent or event.symbol != self.symbol:
+            return False
+        self.received += 1
+        verdict = self.tracker.accept(event.first_update_id, event.final_update_id, event.event_time)
+        if verdict is not IN_ORDER:
+            if verdict is DUPLICATE:
+                accepted.drop_duplicate("depth")
+                return True
+            self._note(verdict, event, received_us, accepted)
+        book = self.book
+        if not book.apply(event.first_update_id, event.final_update_id, event.bids, event.asks):
+            accepted.resyncs.append(self.symbol)
+        bid, ask = book.best()
+        accepted.take(depth_record(event, received_us, bid, ask), raw)
+        return True
+
+    def _note(self, verdict: Verdict, event: DepthEvent, received_us: int, accepted: Accepted) -> None:
+        if verdict is GAP:
+            accepted.declare(self.subscription, self.tracker.missing, "disconnected", received_us)
+        elif verdict is FIRST or verdict is RESTART:
+            if verdict is RESTART and event.first_update_id > 0:
+                accepted.declare(self.subscription, (0, event.first_update_id - 1), "id_restart", received_us)
+            event_ms = milliseconds(event.event_time)
+            accepted.begins.append(Begin(self.subscription, event.first_update_id, event_ms, verdict is RESTART))
+            self.book.reset()
+            accepted.resyncs.append(self.symbol)
+
+
+class LiveKlines:
+    """Bars of one symbol and interval."""
+
+    __slots__ = ("interval", "last_event_ms", "received", "subscription", "symbol", "tracker")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.symbol = subscription.symbol
+        self.interval = subscription.kind.removeprefix("kline_")
+        self.tracker = KlineTracker(self.interval)
+        self.last_event_ms = 0
+        self.received = 0
+
+    def accept(self, event: Event, raw: bytes, received_us: int, accepted: Accepted) -> bool:
+        """Take the state of one bar; False if it is not what the stream's name promises."""
+        if type(event) is not KlineEvent or event.symbol != self.symbol or event.bar.interval != self.interval:
+            return False
+        self.received += 1
+        bar = event.bar
+        open_ms = milliseconds(bar.open_time)
+        verdict = self.tracker.accept(open_ms, bar.trade_count, received_us // 1000, closed=bar.closed)
+        if verdict is DUPLICATE:
+            accepted.drop_duplicate("kline")
+            return True
+        self.last_event_ms = milliseconds(event.event_time)
+        if verdict is GAP:
+            accepted.gaps.append(Gap(self.subscription, *self.tracker.missing, received_us // 1000))
+        elif verdict is FIRST:
+            first_ordinal = self.tracker.expected - bar.closed  # an open bar is the next to be claimed, a closed one is
+            accepted.begins.append(Begin(self.subscription, first_ordinal, self.last_event_ms))
+        accepted.take(kline_record(event, received_us), raw)
+        return True
+
+
+Live: TypeAlias = LiveTrades | LiveDepth | LiveKlines
+
+
+class Intake:
+    """The live state of all subscriptions of this task."""
+
+    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+        self._prices = PriceCache()
+        self._streams: dict[str, Live] = {}
+        self._depths: dict[str, LiveDepth] = {}
+        for subscription in subscriptions:
+            self._add(subscription)
+
+    def _add(self, subscription: Subscription) -> None:
+        live = self._live(subscription)
+        self._streams[subscription.stream_name] = live
+        if isinstance(live, LiveDepth):
+            self._depths[subscription.symbol] = live
+
+    def _live(self, subscription: Subscription) -> Live:
+        if subscription.kind == "trade":
+            return LiveTrades(subscription)
+        if subscription.kind == "depth":
+            return LiveDepth(subscription, self._prices)
+        return LiveKlines(subscription)
+
+    def accept(self, messages: list[bytes], received_s: float, received_us: int) -> Accepted:
+        """Take the messages of one read; `received_s` monotonic and `received_us` wall clock of their arrival."""
+        accepted = Accepted()
+        streams = self._streams
+        for message in messages:
+            try:
+                combined = decode_message(message)
+                live = streams[combined.stream]
+            except REFUSALS:
+                self._refused(message, received_us, accepted)
+            except KeyError:
+                accepted.poison.append(_stray(combined, message, received_us))
+            else:
+                if not live.accept(combined.data, message, received_us, accepted):
+                    accepted.poison.append(_mismatch(combined, message, received_us))
+        if accepted.records:
+            size_bytes = sum(map(len, accepted.raws)) + RECORD_OVERHEAD_BYTES * len(accepted.raws)
+            accepted.batch = RecordBatch(accepted.records, accepted.raws, received_s, size_bytes)
+        return accepted
+
+    def begin_buffering(self, symbol: str) -> None:
+        """Have the book of `symbol` keep its diffs from now on: a snapshot is on its way."""
+        self._depths[symbol].book.begin_buffering()
+
+    def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
+        """Start the book of `symbol` from a snapshot of at most `levels` a side; None asks for another one."""
+        book = self._depths[symbol].book
+        if book.load(snapshot.last_update_id, snapshot.bids, snapshot.asks, limit=levels) == "too_old":
+            return None
+        bid = snapshot.bids[0][0] if snapshot.bids else None
+        ask = snapshot.asks[0][0] if snapshot.asks else None
+        return snapshot_record(symbol, snapshot, received_us, bid, ask)
+
+    def overdue(self, now_ms: int) -> list[Gap]:
+        """Return the bars whose closing message must be lost, each once; ask about once a second."""
+        gaps = []
+        for live in self._streams.values():
+            missing = live.tracker.overdue(now_ms) if isinstance(live, LiveKlines) else None
+            if missing is not None:
+                gaps.append(Gap(live.subscription, *missing, now_ms))
+        return gaps
+
+    def received(self) -> dict[tuple[str, str], int]:
+        """Return how many messages were received, by symbol and stream type."""
+        counts: dict[tuple[str, str], int] = {}
+        for live in self._streams.values():
+            label = live.symbol, live.subscription.kind.partition("_")[0]
+            counts[label] = counts.get(label, 0) + live.received
+        return counts
+
+    def last_event_times(self) -> Iterator[tuple[Subscription, int]]:
+        """Yield the newest venue time of every subscription that was heard of, in ms."""
+        for live in self._streams.values():
+            newest = live.last_event_ms if isinstance(live, LiveKlines) else live.tracker.last_event_ms
+            if newest:
+                yield live.subscription, milliseconds(newest)
+
+    def next_ids(self) -> dict[Subscription, int]:
+        """Return the id that every subscription expects next, where one was seen."""
+        return {
+            live.subscription: live.tracker.expected for live in self._streams.values() if live.tracker.expected >= 0
+        }
+
+    def synchronised(self) -> tuple[int, int]:
+        """Return how many books are synchronised, and how many there are."""
+        return sum(live.book.state is BookState.SYNCHRONISED for live in self._depths.values()), len(self._depths)
+
+    def _refused(self, message: bytes, received_us: int, accepted: Accepted) -> None:
+        meaning = classify(message)
+        if isinstance(meaning, Poison):
+            letter = _letter(meaning.reason, meaning.detail, message, received_us, meaning.symbol)
+            accepted.poison.append(letter)
+        else:
+            accepted.controls.append(meaning)
+
+
+def _stray(combined: Combined, raw: bytes, received_us: int) -> DeadLetter:
+    detail = f"stream {combined.stream!r} was not subscribed to"
+    return _letter("unknown_subscription", detail, raw, received_us, combined.data.symbol)
+
+
+def _mismatch(combined: Combined, raw: bytes, received_us: int) -> DeadLetter:
+    detail = f"stream {combined.stream!r} carried a {type(combined.data).__name__} of {combined.data.symbol}"
+    return _letter("unexpected_shape", detail, raw, received_us, combined.data.symbol)
+
+
+def _letter(reason: PoisonReason, detail: str, raw: bytes, received_us: int, symbol: str | None) -> DeadLetter:
+    return DeadLetter(reason=reason, detail=detail, raw=raw, at_ms=received_us // 1000, symbol=symbol)

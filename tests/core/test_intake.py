@@ -1,0 +1,254 @@
+"""One read of messages becomes records, gaps, holes, lost books and poison; nothing of it disappears."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ingestor.core.binance import Ack, DepthSnapshot, ServerShutdown, StreamError
+from ingestor.core.intake import Begin, Intake
+from ingestor.core.model import Gap, Subscription
+
+TRADES = Subscription("BTCUSDT", "trade")
+DEPTH = Subscription("BTCUSDT", "depth")
+KLINES = Subscription("BTCUSDT", "kline_1m")
+RECEIVED_US = 1_790_000_000_500_000
+NOW_MS = RECEIVED_US // 1000
+MINUTE = 60_000
+BAR = 1_790_000_000_000 // MINUTE  # ordinal of the running bar
+
+
+def an_intake() -> Intake:
+    return Intake([TRADES, DEPTH, KLINES])
+
+
+def message(subscription: Subscription, **data: Any) -> bytes:
+    return json.dumps({"stream": subscription.stream_name, "data": data}).encode()
+
+
+def trade(trade_id: int, *, at_ms: int = 1_790_000_000_123, symbol: str = "BTCUSDT") -> bytes:
+    return message(
+        TRADES, e="trade", E=at_ms, s=symbol, t=trade_id, p="86412.57000000", q="0.00120000", T=at_ms, m=False, M=True
+    )
+
+
+def diff(first: int, final: int, *, bids: Any = (), asks: Any = (), at_ms: int = 1_790_000_000_200) -> bytes:
+    return message(DEPTH, e="depthUpdate", E=at_ms, s="BTCUSDT", U=first, u=final, b=list(bids), a=list(asks))
+
+
+def bar(ordinal: int, *, trades: int = 1, closed: bool = False, interval: str = "1m") -> bytes:
+    open_ms = ordinal * MINUTE
+    numbers = dict.fromkeys("ochlvqVQB", "1.00000000")
+    k = {"t": open_ms, "T": open_ms + 59_999, "s": "BTCUSDT", "i": interval, "f": 1, "L": 1, "n": trades, "x": closed}
+    return message(KLINES, e="kline", E=open_ms + 1, s="BTCUSDT", k={**k, **numbers})
+
+
+def accept(intake: Intake, *messages: bytes) -> Any:
+    return intake.accept(list(messages), 1.0, RECEIVED_US)
+
+
+def test_one_read_becomes_one_batch_in_order_with_its_raw_messages() -> None:
+    """Records of all kinds travel together, each beside the bytes it came from, with one receive time."""
+    messages = [trade(7), bar(BAR), trade(8)]
+    batch = accept(an_intake(), *messages).batch
+    assert [(record.event_type, record.sequence) for record in batch.records] == [
+        ("trade", 7),
+        ("kline", BAR * MINUTE),
+        ("trade", 8),
+    ]
+    assert batch.raws == messages
+    assert batch.received_s == 1.0
+    assert {record.received_at for record in batch.records} == {RECEIVED_US}
+    assert batch.size_bytes > sum(map(len, messages))
+
+
+def test_a_read_without_records_is_no_batch() -> None:
+    """Acks and duplicates do not travel."""
+    intake = an_intake()
+    accept(intake, trade(7))
+    accepted = accept(intake, trade(7), b'{"result":null,"id":1}')
+    assert accepted.batch is None
+    assert accepted.duplicates == {"trade": 1}
+    assert accepted.controls == [Ack(1)]
+
+
+def test_the_first_id_of_a_subscription_is_its_beginning() -> None:
+    """Where the live line starts is what a resume compares with; an open bar is the next one to be claimed."""
+    accepted = accept(an_intake(), trade(7), diff(100, 105), bar(BAR), trade(8))
+    assert accepted.begins == [
+        Begin(TRADES, 7, 1_790_000_000_123),
+        Begin(DEPTH, 100, 1_790_000_000_200),
+        Begin(KLINES, BAR, BAR * MINUTE + 1),
+    ]
+
+
+def test_a_first_bar_that_is_closed_is_the_beginning_itself() -> None:
+    """It is claimed by its own record."""
+    assert accept(an_intake(), bar(BAR, closed=True)).begins == [Begin(KLINES, BAR, BAR * MINUTE + 1)]
+
+
+def test_missing_trades_are_a_gap_to_repair_and_the_live_one_goes_on() -> None:
+    """The reader never waits for a repair."""
+    accepted = accept(an_intake(), trade(7), trade(11))
+    assert accepted.gaps == [Gap(TRADES, 8, 10, NOW_MS)]
+    assert [record.sequence for record in accepted.batch.records] == [7, 11]
+
+
+def test_a_trade_whose_id_went_back_but_not_its_time_begins_a_new_generation() -> None:
+    """A wiped testnet is not a thousand duplicates; the ids before its first live one are declared."""
+    intake = an_intake()
+    accept(intake, trade(5_000))
+    accepted = accept(intake, trade(3, at_ms=1_790_000_009_000))
+    assert accepted.begins == [Begin(TRADES, 3, 1_790_000_009_000, is_restart=True)]
+    hole, live = accepted.batch.records
+    assert (hole.hole.reason, hole.hole.first, hole.hole.last) == ("id_restart", 0, 2)
+    assert live.sequence == 3
+
+
+def test_lost_diffs_are_declared_before_the_first_record_behind_them() -> None:
+    """Diffs cannot be fetched again, so the hole goes out at once, and the book asks for a snapshot."""
+    intake = an_intake()
+    accept(intake, diff(100, 105))
+    intake.begin_buffering("BTCUSDT")
+    accept(intake, diff(106, 106))
+    intake.load_snapshot("BTCUSDT", DepthSnapshot(106, [("10.00000000", "1")], [("11.00000000", "1")]), 5, RECEIVED_US)
+    accepted = accept(intake, diff(120, 121))
+    hole, live = accepted.batch.records
+    assert (hole.event_type, hole.sequence, hole.symbol) == ("hole", 107, "BTCUSDT")
+    assert (hole.hole.stream, hole.hole.first, hole.hole.last, hole.hole.reason) == ("depth", 107, 119, "disconnected")
+    assert accepted.holes == [hole.hole]
+    assert live.depth.first_update_id == 120
+    assert (live.bid_price, live.ask_price) == (None, None)
+    assert accepted.resyncs == ["BTCUSDT"]
+
+
+def test_depth_events_carry_the_best_of_the_synchronised_book() -> None:
+    """Null until the snapshot has been bridged, true from then on."""
+    intake = an_intake()
+    accepted = accept(intake, diff(100, 105, bids=[["10.00000000", "2.00000000"]]))
+    assert accepted.resyncs == ["BTCUSDT"]
+    assert accepted.batch.records[0].bid_price is None
+    assert intake.synchronised() == (0, 1)
+    intake.begin_buffering("BTCUSDT")
+    accept(intake, diff(106, 110))
+    snapshot = DepthSnapshot(108, [("10.00000000", "2.00000000")], [("11.00000000", "1.00000000")])
+    record = intake.load_snapshot("BTCUSDT", snapshot, 1000, RECEIVED_US)
+    assert record is not None
+    assert record.depth is not None
+    assert (record.source, record.depth.snapshot, record.sequence) == ("rest", True, 108)
+    assert (record.bid_price, record.ask_price) == ("10.00000000", "11.00000000")
+    accepted = accept(intake, diff(111, 112, bids=[["10.50000000", "1.00000000"]]))
+    assert (accepted.batch.records[0].bid_price, accepted.batch.records[0].ask_price) == ("10.50000000", "11.00000000")
+    assert intake.synchronised() == (1, 1)
+
+
+def test_a_snapshot_older_than_the_diffs_is_refused() -> None:
+    """Another one must be fetched; nothing is emitted for it."""
+    intake = an_intake()
+    accept(intake, diff(100, 105))
+    intake.begin_buffering("BTCUSDT")
+    accept(intake, diff(106, 110))
+    assert intake.load_snapshot("BTCUSDT", DepthSnapshot(50, [], []), 1000, RECEIVED_US) is None
+
+
+def test_a_snapshot_of_an_empty_side_has_no_best() -> None:
+    """Absent is None, never zero."""
+    intake = an_intake()
+    accept(intake, diff(100, 105))
+    intake.begin_buffering("BTCUSDT")
+    record = intake.load_snapshot("BTCUSDT", DepthSnapshot(200, [], []), 1000, RECEIVED_US)
+    assert record is not None
+    assert (record.bid_price, record.ask_price) == (None, None)
+
+
+def test_a_diff_seen_before_is_dropped_and_one_that_overlaps_is_kept() -> None:
+    """Two connections cut windows differently; what brings news is taken."""
+    intake = an_intake()
+    accept(intake, diff(100, 105))
+    accepted = accept(intake, diff(100, 105), diff(104, 108))
+    assert accepted.duplicates == {"depth": 1}
+    assert [record.sequence for record in accepted.batch.records] == [108]
+
+
+def test_update_ids_that_begin_again_begin_a_new_generation() -> None:
+    """The book is thrown away and the ids before the first live one are declared."""
+    intake = an_intake()
+    accept(intake, diff(9_000, 9_010))
+    accepted = accept(intake, diff(5, 6, at_ms=1_790_000_100_000))
+    assert accepted.begins == [Begin(DEPTH, 5, 1_790_000_100_000, is_restart=True)]
+    assert accepted.holes[0].reason == "id_restart"
+    assert accepted.resyncs == ["BTCUSDT"]
+
+
+def test_a_missed_closing_message_is_a_gap_of_bars() -> None:
+    """Closed bars are counted by ordinal; interim ones claim nothing."""
+    intake = an_intake()
+    accept(intake, bar(BAR, closed=True))
+    accepted = accept(intake, bar(BAR + 1), bar(BAR + 3, closed=True), bar(BAR + 3))
+    assert accepted.gaps == [Gap(KLINES, BAR + 1, BAR + 2, NOW_MS)]
+    assert accepted.duplicates == {"kline": 1}
+
+
+def test_a_bar_whose_closing_message_never_comes_is_overdue_once() -> None:
+    """A later bar that runs for longer than a closing message may be late proves the loss."""
+    intake = an_intake()
+    accept(intake, bar(BAR), bar(BAR + 1))
+    assert intake.overdue(NOW_MS) == []
+    assert intake.overdue(NOW_MS + 60_000) == [Gap(KLINES, BAR, BAR, NOW_MS + 60_000)]
+    assert intake.overdue(NOW_MS + 61_000) == []
+
+
+def test_every_bad_message_goes_to_the_dead_letter_with_its_bytes_and_the_line_goes_on() -> None:
+    """Broken JSON, a missing field, an unknown event, a stray stream, a foreign symbol or kind: one letter each."""
+    other = message(TRADES, e="depthUpdate", E=1, s="BTCUSDT", U=1, u=2, b=[], a=[])
+    bad = [
+        b"\xff{",
+        b'{"stream":"btcusdt@trade","data":{"e":"trade","s":"BTCUSDT"}}',
+        b'{"stream":"btcusdt@bookTicker","data":{"u":1,"s":"BTCUSDT"}}',
+        trade(1).replace(b"btcusdt@trade", b"ethusdt@trade"),
+        trade(1, symbol="ETHUSDT"),
+        other,
+        message(DEPTH, e="kline", E=1, s="BTCUSDT", k=json.loads(bar(BAR))["data"]["k"]),
+        bar(BAR, interval="5m"),
+    ]
+    accepted = accept(an_intake(), *bad, trade(7))
+    assert [letter.raw for letter in accepted.poison] == bad
+    assert [letter.reason for letter in accepted.poison] == [
+        "invalid_json",
+        "unexpected_shape",
+        "unknown_event",
+        "unknown_subscription",
+        "unexpected_shape",
+        "unexpected_shape",
+        "unexpected_shape",
+        "unexpected_shape",
+    ]
+    assert [record.sequence for record in accepted.batch.records] == [7]
+
+
+def test_control_messages_are_returned_to_their_connection() -> None:
+    """Acks, both shapes of errors and the announced shutdown are no poison."""
+    accepted = accept(
+        an_intake(),
+        b'{"result":null,"id":3}',
+        b'{"error":{"code":2,"msg":"Invalid request: invalid stream"},"id":7}',
+        b'{"code":3,"msg":"Invalid JSON"}',
+        b'{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1790000000000}}',
+    )
+    assert accepted.poison == []
+    assert accepted.controls == [
+        Ack(3),
+        StreamError(2, "Invalid request: invalid stream", 7),
+        StreamError(3, "Invalid JSON"),
+        ServerShutdown(),
+    ]
+
+
+def test_what_was_received_and_seen_can_be_asked_for() -> None:
+    """Counters and newest times are read by their owners when needed, not kept per message."""
+    intake = Intake([TRADES, DEPTH, KLINES, Subscription("BTCUSDT", "kline_5m")])
+    accept(intake, trade(7), trade(8), bar(BAR), diff(1, 2))
+    accept(intake, bar(BAR // 5, interval="5m").replace(b"kline_1m", b"kline_5m"))
+    assert intake.received() == {("BTCUSDT", "trade"): 2, ("BTCUSDT", "kline"): 2, ("BTCUSDT", "depth"): 1}
+    assert dict(intake.last_event_times())[TRADES] == 1_790_000_000_123
+    assert intake.next_ids()[TRADES] == 9
