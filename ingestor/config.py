@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 ENVIRONMENT_PREFIX = "INGESTOR__"
+PLAIN_WORDS = {  # for pydantic's messages that speak of Python where a file is meant
+    "tuple_type": "Input should be a list",
+    "too_short": "Input should be a list that is not empty",
+    "model_type": "Input should be a section with keys of its own",
+}
 
 
 def refuse_boolean(value: object) -> object:
@@ -54,10 +59,7 @@ def upper_case_symbol(text: str) -> str:
     selector, colon, name = text.strip().rpartition(":")
     is_known = selector.lower() == "all" if colon else True
     if not is_known or not re.fullmatch(r"[\w.-]{1,50}|\*" if colon else r"[\w.-]{1,50}", name):
-        raise PydanticCustomError(
-            "symbol",
-            "Input should be a symbol such as BTCUSDT, or a selector such as all:USDT for every symbol quoted in USDT",
-        )
+        raise PydanticCustomError("symbol", "Input should be BTCUSDT, or all:USDT for every symbol quoted in USDT")
     return f"all:{name.upper()}" if colon else name.upper()
 
 
@@ -472,7 +474,8 @@ def described(detail: ErrorDetails, environ: Mapping[str, str]) -> str:
     if detail["type"] == "missing":
         return f"{where}: is missing"
     found = repr(detail["input"])
-    text = f"{where}: {detail['msg']}, found {found if len(found) <= 80 else found[:77] + '...'}"
+    message = PLAIN_WORDS.get(detail["type"], detail["msg"])
+    text = f"{where}: {message}, found {found if len(found) <= 80 else found[:77] + '...'}"
     if isinstance(detail["input"], bool):
         text += " (YAML reads yes, no, on and off as true and false: quote a text)"
     return text
@@ -539,7 +542,7 @@ def wrong_with_url(url: str, scheme: str, permission: str, *, allow_plaintext: b
     if parts.username is not None or parts.query or parts.fragment:
         return "should hold neither a user name nor a query: credentials come from the AWS chain only"
     if parts.scheme == scheme and not allow_plaintext and not is_loopback(host):
-        return f"{scheme}:// to {host} is readable on its way; use {scheme}s:// or set `{permission}: true`"
+        return f"{scheme}:// to {host} needs `{permission}: true`, or use {scheme}s://"
     return None
 
 

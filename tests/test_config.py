@@ -1,0 +1,258 @@
+"""Reading the configuration: right values in, every mistake out at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ingestor.config import Config, load, to_yaml
+from ingestor.core.errors import ConfigError
+from ingestor.resources import config_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def written(folder: Path, text: str) -> Path:
+    """Write a configuration file."""
+    path = folder / "ingestor.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, text: str, **environ: str) -> list[str]:
+    """Return what `load` complains about."""
+    with pytest.raises(ConfigError) as caught:
+        load(written(folder, text), environ)
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "kinesis:\nbinance:\n"])
+def test_nothing_said_is_the_default(tmp_path: Path, text: str) -> None:
+    """An empty file, or a section with nothing below it, changes nothing."""
+    assert load(written(tmp_path, text), {}) == Config()
+
+
+@pytest.mark.parametrize("name", ["local", "production"])
+def test_the_configurations_that_come_with_the_program_are_valid(name: str) -> None:
+    """What is shipped loads, and says which environment it is for."""
+    assert load(config_path(f"{name}.yaml"), {}).service.environment == name
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    """Scalars, lists as JSON or with commas, nested keys in any case, null, and whole sections as JSON."""
+    config = load(
+        written(tmp_path, "kinesis: {lanes: 3, region: eu-west-1, endpoint_url: 'http://localhost:1'}\n"),
+        {
+            "INGESTOR__KINESIS__LANES": "5",
+            "INGESTOR__KINESIS__BATCH__FLUSH_INTERVAL_S": "0.5",
+            "ingestor__kinesis__endpoint_url": "null",
+            "INGESTOR__BINANCE__SYMBOLS": '["btcusdt", "ALL:eur"]',
+            "INGESTOR__BINANCE__STREAMS": "trade, depth",
+            "INGESTOR__HEARTBEAT": '{"interval_s": 2}',
+            "INGESTOR__HEALTH__PORT": "",
+            "INGESTOR_OTHER": "not ours",
+            "HOME": "/",
+        },
+    )
+    assert (config.kinesis.lanes, config.kinesis.region, config.kinesis.endpoint_url) == (5, "eu-west-1", None)
+    assert config.kinesis.batch.flush_interval_s == 0.5
+    assert config.binance.symbols == ("BTCUSDT", "all:EUR")
+    assert config.binance.streams == ("trade", "depth")
+    assert config.heartbeat.interval_s == 2
+    assert config.health.port == 8080
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes a setting while the service runs."""
+    with pytest.raises(ValueError, match="frozen"):
+        Config().kinesis.lanes = 3  # type: ignore[misc]
+
+
+def test_all_mistakes_are_reported_at_once_with_their_path(tmp_path: Path) -> None:
+    """Unknown keys, wrong types, bounds and contradictions come out together, each named and where it came from."""
+    text = """
+service: {shutdown_grace_s: 9}
+kinesis:
+  batch: {max_records: 600, max_byte: 5}
+  lanes: [1]
+  endpoint_url: http://kinesis.internal:4566
+binance: {symbols: [BTCUSDT, "b?d"]}
+dead_letter: {kind: sqs}
+"""
+    assert problems(tmp_path, text, INGESTOR__HEALTH__PORT="70000", INGESTOR__KINSIS__LANES="3") == [
+        "binance.symbols[1]: Input should be BTCUSDT, or all:USDT for every symbol quoted in USDT, found 'b?d'",
+        "kinesis.batch.max_records: Input should be less than or equal to 500, found 600",
+        "kinesis.batch.max_byte: there is no such key; did you mean 'max_bytes'?",
+        "kinesis.lanes: Input should be a valid integer, found [1]",
+        "health.port (from INGESTOR__HEALTH__PORT): Input should be less than or equal to 65535, found '70000'",
+        "kinsis (from INGESTOR__KINSIS__LANES): there is no such key; did you mean 'kinesis'?",
+        "kinesis.endpoint_url: http:// to kinesis.internal needs `kinesis.allow_plaintext: true`, or use https://",
+        "dead_letter.queue_url: is missing although `dead_letter.kind` is sqs",
+        "service.shutdown_grace_s: is 9: no time for a last put, which may take 9 s (`kinesis.timeouts`)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "metrics: {cloudwatch: {mode: off}}",
+            "metrics.cloudwatch.mode: Input should be 'none', 'api' or 'emf', found False",
+        ),
+        ("kinesis: {region: no}", "kinesis.region: Input should be a valid string, found False"),
+        ("kinesis: {lanes: yes}", "kinesis.lanes: Input should be a number, found True"),
+        ("kinesis: {retry: {initial_s: on}}", "kinesis.retry.initial_s: Input should be a number, found True"),
+    ],
+)
+def test_words_that_yaml_turns_into_booleans_are_explained(tmp_path: Path, text: str, problem: str) -> None:
+    """`off` is no mode and `yes` is no number, and the message says how that came about."""
+    hint = " (YAML reads yes, no, on and off as true and false: quote a text)"
+    assert problems(tmp_path, text) == [problem + hint]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("binance: {symbols: [BTCUSDT, btcusdt]}", "binance.symbols: BTCUSDT stands there more than once"),
+        ("binance: {streams: [trade, trade]}", "binance.streams: trade stands there more than once"),
+        (
+            "binance: {streams: [kline], kline_intervals: []}",
+            "binance.kline_intervals: is empty although `binance.streams` asks for kline",
+        ),
+        (
+            "binance: {symbols: []}",
+            "binance.symbols: Input should be a list that is not empty, found []",
+        ),
+        (
+            "binance: {symbols: BTCUSDT}",
+            "binance.symbols: Input should be a list, found 'BTCUSDT'",
+        ),
+        (
+            "binance: {websocket_url: 'https://stream.binance.com'}",
+            "binance.websocket_url: should begin with wss:// and name a host, found 'https://stream.binance.com'",
+        ),
+        ("binance: {rest_url: 'http://[::1'}", "binance.rest_url: is not an address: Invalid IPv6 URL"),
+        (
+            "binance: {rest_url: 'https://me:secret@api.binance.com'}",
+            "binance.rest_url: should hold neither a user name nor a query: credentials come from the AWS chain only",
+        ),
+        (
+            "binance: {websocket_url: 'ws://10.0.0.1'}",
+            "binance.websocket_url: ws:// to 10.0.0.1 needs `binance.allow_plaintext: true`, or use wss://",
+        ),
+        ("shard: {index: 2, count: 2}", "shard.index: is 2, and with `shard.count` 2 the last is 1"),
+        (
+            "binance: {connections: {backoff: {initial_s: 5, max_s: 2}}}",
+            "binance.connections.backoff.max_s: is 2, less than `initial_s` 5",
+        ),
+        ("kinesis: {retry: {initial_s: 5, max_s: 2}}", "kinesis.retry.max_s: is 2, less than `initial_s` 5"),
+        (
+            "heartbeat: {stream_name: bitcoin-market-data}",
+            "heartbeat.stream_name: is the data stream too; the checkpoint needs a stream of its own",
+        ),
+        (
+            "kinesis: {batch: {max_bytes: 60000}}",
+            "kinesis.batch.max_bytes: is 60000, too little for blobs of `kinesis.blob_bytes` 49900",
+        ),
+        ("kinesis: {region: ''}", "kinesis.region: String should match pattern '^[a-z0-9-]+$', found ''"),
+        (
+            "kinesis: {batch: {flush_interval_s: .inf}}",
+            "kinesis.batch.flush_interval_s: Input should be a finite number, found inf",
+        ),
+        ("nonsense: 1", "nonsense: there is no such key"),
+        ("kinesis: text", "kinesis: Input should be a section with keys of its own, found 'text'"),
+    ],
+)
+def test_each_mistake_has_its_words(tmp_path: Path, text: str, problem: str) -> None:
+    """One mistake is one line, beginning with where it is."""
+    assert problems(tmp_path, text) == [problem]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "binance: {websocket_url: 'ws://127.0.0.1:9443', rest_url: 'http://[::1]:80', archive_url: 'http://a.localhost'}",
+        "binance: {websocket_url: 'ws://venue.internal', allow_plaintext: true}",
+        "kinesis: {endpoint_url: 'http://localstack:4566', allow_plaintext: true}",
+        "binance: {symbols: ['all:*', 币安人生USDT]}",
+        "kinesis: {batch: {max_bytes: 60000}, aggregation: none}",
+    ],
+)
+def test_what_is_meant_is_accepted(tmp_path: Path, text: str) -> None:
+    """Plain text to this machine or on request, every symbol, and names beyond Latin letters."""
+    load(written(tmp_path, text), {})
+
+
+def test_past_ranges_are_checked(tmp_path: Path) -> None:
+    """Intervals where they belong, times that can be read, one symbol each; a YAML date is a time too."""
+    text = """
+backfill:
+  - {symbol: btcusdt, stream: trade, start: 2024-01-01, end: 2024-01-02T00:00:00Z}
+  - {symbol: BTCUSDT, stream: kline, start: 2024-01-01, end: 2024-01-02}
+  - {symbol: "all:USDT", stream: trade, interval: 1m, start: 2024-01-02 00:00:00, end: "2024-01-01"}
+"""
+    assert problems(tmp_path, text) == [
+        "backfill[1].interval: is missing: klines have one",
+        "backfill[2].interval: is set: trades have none",
+        "backfill[2].symbol: is a selector, and a past range is of one symbol",
+        "backfill[2].end: is not after `start` 2024-01-02T00:00:00",
+    ]
+    text = "backfill: [{symbol: BTCUSDT, stream: trade, start: yesterday, and: 2024-01-01}]"
+    assert problems(tmp_path, text) == [
+        "backfill[0].start: Input should be a time such as 2024-01-31 or 2024-01-31T12:00:00Z, found 'yesterday'",
+        "backfill[0].end: is missing",
+        "backfill[0].and: there is no such key; did you mean 'end'?",
+    ]
+
+
+def test_a_contradiction_is_not_told_about_a_broken_value(tmp_path: Path) -> None:
+    """Where a value is broken its default stands in, and nothing is concluded from that."""
+    text = "shard: {index: 3, count: zero}\nkinesis: {timeouts: {read_s: -1}}\nservice: {shutdown_grace_s: 5}"
+    assert [problem.partition(":")[0] for problem in problems(tmp_path, text)] == [
+        "kinesis.timeouts.read_s",
+        "shard.count",
+    ]
+
+
+def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
+    """A mistake is one readable line."""
+    (problem,) = problems(tmp_path, f"kinesis: {{stream_name: {'x' * 300}}}")
+    assert problem.endswith("xxx...")
+    assert len(problem) < 200
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"kinesis: {lanes: 3\nbinance: 4", ":2:8: "),
+        (b"kinesis:\n\tlanes: 3", ":2:1: "),
+        (b"kinesis: {lanes: 3}\nkinesis: {lanes: 4}\n", ":2:1: the key 'kinesis' stands twice"),
+        (b"kinesis: {lanes: 3, lanes: 4}\n", ":1:21: the key 'lanes' stands twice"),
+        (b"a: !!python/object/apply:os.system [ls]", ":1:4: could not determine a constructor"),
+        (b"\xff\xfe\xff", ": not UTF-8 text at byte 0"),
+        (b"a: \x01", ": unacceptable character"),
+        (b"- kinesis\n", ": holds a list, and sections such as `kinesis:` are expected"),
+    ],
+)
+def test_a_broken_file_is_reported_with_its_place(tmp_path: Path, content: bytes, where: str) -> None:
+    """Line and column where there are any, and nothing in the file is executed."""
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}{where}")
+
+
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    """The message is the path and the reason."""
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory"):
+        load(tmp_path / "nowhere.yaml", {})
+
+
+def test_what_is_printed_can_be_loaded_again(tmp_path: Path) -> None:
+    """The effective configuration is itself a configuration file with the same meaning."""
+    config = load(written(tmp_path, "kinesis: {lanes: 3}\nspool: {directory: /var/spool}"), {})
+    assert load(written(tmp_path, to_yaml(config)), {}) == config
