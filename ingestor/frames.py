@@ -1,0 +1,304 @@
+"""The receive lane: whole data messages out of the byte stream, in lists; everything else to trio-websocket.
+
+A message that goes through a WebSocket library costs some 70 µs here, nearly all of it in objects and task switches per
+message (architecture.md §9). The lane wraps the (TLS) stream and stands under trio-websocket: it cuts the data frames
+of one read out of the buffer in one loop and hands them on as one list. The opening handshake and the control frames
+pass to trio-websocket, which answers pings and closes. A peer that breaks the protocol costs the connection, never the
+process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from ingestor.core.errors import DisconnectedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Final, TypeAlias
+
+    Deliver: TypeAlias = "Callable[[list[bytes], float], Awaitable[None]]"  # messages, receive time (trio clock)
+
+READ_BYTES: Final = 256 * 1024  # takes the burst of 520 messages in 10 ms that was measured (facts/binance.md §14)
+# The largest real frame is 35 kB; a megabyte is room for what the venue may invent, and a bound on what a broken peer
+# costs.
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+MAX_HEAD_BYTES: Final = 16 * 1024  # of the HTTP answer; the HTTP library below has the same limit
+
+# First byte of a frame: FIN bit, three reserved bits, opcode (RFC 6455 §5.2).
+FIN: Final = 0x80
+RESERVED_BITS: Final = 0x70
+CONTINUATION: Final = 0x00
+TEXT: Final = 0x01
+BINARY: Final = 0x02
+CLOSE: Final = 0x88
+CONTROL: Final = frozenset({CLOSE, 0x89, 0x8A})
+WHOLE_TEXT: Final = FIN | TEXT
+NOTHING: Final = -1  # equals no byte
+# Second byte: mask bit, then a length below 126 or the width of the length that follows.
+LENGTH_16: Final = 126
+LENGTH_64: Final = 127
+MASKED: Final = 0x80
+
+REFUSALS: Final = {
+    403: "the venue's firewall refused it",
+    418: "this IP address is banned for exceeding limits",
+    429: "too many requests",
+    451: "the venue does not serve this location",
+}
+
+
+class HandshakeRefusedError(DisconnectedError):
+    """The venue answered the handshake with another status than 101, and asked to wait `retry_after_s` (0: did not)."""
+
+    def __init__(self, status: int, detail: str, retry_after_s: float) -> None:
+        meaning = REFUSALS.get(status, "unexpected answer")
+        super().__init__(f"handshake answered with HTTP {status}: {meaning}{f' ({detail})' if detail else ''}")
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Sliced(NamedTuple):
+    """What one feed gave: whole messages in order, bytes for trio-websocket, and what is wrong with the peer."""
+
+    messages: list[bytes]
+    passthrough: bytes
+    error: DisconnectedError | None = None
+
+
+class FrameSlicer:
+    """Cuts the bytes a WebSocket server sends into data messages and the rest; feed it whatever arrived.
+
+    Reserved bits and masks are errors because no extension is negotiated and servers do not mask. The text of a message
+    is not checked: who decodes it will, and one bad message should not cost the connection. After an error nothing more
+    is cut.
+    """
+
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self.is_open = False  # the handshake is over
+        self._max_message_bytes = max_message_bytes
+        self._held: list[
+            bytes
+        ] = []  # the start of a frame; joined once the rest is there, so that nothing is copied twice
+        self._missing_bytes = 0
+        self._fragments: list[bytes] | None = None
+        self._fragments_bytes = 0
+        self._is_closed = False
+
+    def feed(self, data: bytes) -> Sliced:
+        """Take bytes as they arrived, in any cut."""
+        if len(data) < self._missing_bytes:
+            self._held.append(data)
+            self._missing_bytes -= len(data)
+            return Sliced([], b"")
+        if self._held:
+            data = b"".join([*self._held, data])
+            self._held = []
+        self._missing_bytes = 0
+        if self._is_closed:
+            return Sliced([], data)
+        return self._slice(data, 0) if self.is_open else self._shake_hands(data)
+
+    def _hold(self, rest: bytes, missing_bytes: int) -> None:
+        if rest:
+            self._held.append(rest)
+            self._missing_bytes = missing_bytes
+
+    def _shake_hands(self, data: bytes) -> Sliced:
+        """Let the head of the HTTP answer pass when it says 101; what follows it may be frames already."""
+        end = data.find(b"\r\n\r\n") + 4
+        if not data.startswith(b"HTTP/1."[: len(data)]):
+            return Sliced([], b"", DisconnectedError("handshake answered with something that is not HTTP"))
+        if end < 4:
+            if len(data) > MAX_HEAD_BYTES:
+                return Sliced(
+                    [], b"", DisconnectedError(f"handshake answered with more than {MAX_HEAD_BYTES} bytes of head")
+                )
+            self._hold(data, 1)
+            return Sliced([], b"")
+        if data[8:13] != b" 101 ":
+            return Sliced([], b"", refusal(data[:end], data[end:]))
+        self.is_open = True
+        return self._slice(data, end)
+
+    def _slice(self, data: bytes, position: int) -> Sliced:  # noqa: C901 - calls in this loop would cost what it saves
+        """Cut every whole frame from `position` on in one pass."""
+        messages: list[bytes] = []
+        passed = [data[:position]]
+        end = len(data)
+        missing = 1
+        # What may stand alone as a message: inside a fragmented message no other one may begin.
+        whole = WHOLE_TEXT if self._fragments is None else NOTHING
+        while end - position >= 2:
+            first, length = data[position], data[position + 1]
+            start = position + 2
+            if length >= LENGTH_16:
+                if length > LENGTH_64:
+                    return self._fail(messages, passed, "masked frame from the server")
+                start += 2 if length == LENGTH_16 else 8
+                if start > end:
+                    missing = start - end
+                    break
+                shortest = LENGTH_16 if length == LENGTH_16 else 0x10000
+                length = int.from_bytes(data[position + 2 : start])
+                if length < shortest:
+                    return self._fail(messages, passed, "frame length not in its shortest form")
+                if length > self._max_message_bytes:
+                    return self._fail(messages, passed, f"message of more than {self._max_message_bytes} bytes")
+            stop = start + length
+            if first != whole and (flaw := self._flaw(first, length)):
+                return self._fail(messages, passed, flaw)
+            if stop > end:
+                missing = stop - end
+                break
+            if first == whole:
+                messages.append(data[start:stop])
+            elif first in CONTROL:
+                passed.append(data[position:stop])
+                if first == CLOSE:  # what follows a close frame means nothing (RFC 6455 §5.5.1)
+                    self._is_closed = True
+                    position = end
+                    break
+            else:
+                messages += self._put_together(first, data[start:stop])
+                whole = WHOLE_TEXT if self._fragments is None else NOTHING
+            position = stop
+        self._hold(data[position:], missing)
+        return Sliced(messages, b"".join(passed))
+
+    def _flaw(self, first: int, length: int) -> str | None:
+        """Say what is wrong with a frame that is not simply a text message; None if nothing is."""
+        if first in CONTROL:
+            return "control frame longer than 125 bytes" if length >= LENGTH_16 else None
+        if first & RESERVED_BITS:
+            return "reserved bits without an extension"
+        opcode = first & ~FIN
+        if opcode not in {CONTINUATION, TEXT, BINARY}:
+            return "fragmented control frame" if first | FIN in CONTROL else f"unknown opcode {opcode:#x}"
+        if (opcode == CONTINUATION) != (self._fragments is not None):
+            return "continuation of nothing" if opcode == CONTINUATION else "new message inside a fragmented one"
+        if self._fragments_bytes + length > self._max_message_bytes:
+            return f"message of more than {self._max_message_bytes} bytes"
+        return None
+
+    def _put_together(self, first: int, payload: bytes) -> list[bytes]:
+        """Keep a fragment; return the message that it completes, or nothing. A binary message completes itself."""
+        fragments = [] if self._fragments is None else self._fragments
+        fragments.append(payload)
+        if first & FIN:
+            self._fragments, self._fragments_bytes = None, 0
+            return [b"".join(fragments)]
+        self._fragments = fragments
+        self._fragments_bytes += len(payload)
+        return []
+
+    def _fail(self, messages: list[bytes], passed: list[bytes], flaw: str) -> Sliced:
+        self._is_closed = True
+        return Sliced(messages, b"".join(passed), DisconnectedError(f"protocol broken by the venue: {flaw}"))
+
+
+def refusal(head: bytes, body: bytes) -> DisconnectedError:
+    """Read an HTTP answer that is no 101, as far as it is readable; `body` is what came along with the head."""
+    status_line, *lines = head.decode("latin-1").splitlines()
+    status = status_line[9:12]
+    if not status.isdecimal():
+        return DisconnectedError("handshake answered with something that is not HTTP")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    retry_after = headers.get("retry-after", "")
+    detail = " ".join(body[:200].decode("utf-8", errors="replace").split())
+    return HandshakeRefusedError(int(status), detail, float(retry_after) if retry_after.isdecimal() else 0.0)
+
+
+class ReceiveLane(trio.abc.Stream):
+    """A stream under trio-websocket that keeps the data messages for `deliver` and passes on the rest.
+
+    `deliver(messages, received_s)` is awaited within `receive_some`, before the next read, so that a slow consumer
+    stalls the reader. It is called once for each list, in order; a list it was not yet called with stays and is had
+    from `take_pending`. Control frames that arrived with messages are passed on first: a ping is answered even while
+    the consumer is full.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, deliver: Deliver, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        self._stream = stream
+        self._deliver = deliver
+        self._slicer = FrameSlicer(max_message_bytes)
+        self._pending: list[bytes] = []
+        self._pending_received_s = 0.0
+        self._blocked_since_s: float | None = None
+        self._blocked_s = 0.0
+        self._last_byte_s = self.listened_s(trio.current_time())
+
+    def listened_s(self, now: float) -> float:
+        """Read a clock that stands still while we wait for the consumer, because nothing is read then."""
+        return (now if self._blocked_since_s is None else self._blocked_since_s) - self._blocked_s
+
+    def silent_s(self, now: float) -> float:
+        """Return for how long we listened and not one byte came."""
+        return self.listened_s(now) - self._last_byte_s
+
+    def take_pending(self) -> tuple[list[bytes], float]:
+        """Return the messages that were read and not handed on yet, with their receive time, and forget them."""
+        pending, self._pending = self._pending, []
+        return pending, self._pending_received_s
+
+    async def flush(self) -> None:
+        """Hand on what is pending."""
+        if not self._pending:
+            return
+        self._blocked_since_s = trio.current_time()
+        try:
+            await self._deliver(*self.take_pending())
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            # trio-websocket would take it for a broken connection and keep it to itself.
+            raise RuntimeError("the consumer of the receive lane is gone") from error
+        finally:
+            self._blocked_s += trio.current_time() - self._blocked_since_s
+            self._blocked_since_s = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return bytes for trio-websocket: handshake and control frames, whole ones; b"" at the end of the stream.
+
+        `max_bytes` is not looked at: what is left of a large read is small, and cutting it would help nobody. Raises
+        DisconnectedError when the venue refuses the handshake or breaks the protocol.
+        """
+        del max_bytes
+        while True:
+            await self.flush()
+            data = await self._read()
+            if not data:
+                return data
+            now = trio.current_time()
+            self._last_byte_s = self.listened_s(now)
+            self._pending, passthrough, error = self._slicer.feed(data)
+            self._pending_received_s = now
+            if error is not None:
+                raise error
+            if passthrough:
+                return passthrough
+
+    async def _read(self) -> bytes:
+        try:
+            data = bytes(await self._stream.receive_some(READ_BYTES))
+        except trio.BrokenResourceError as error:
+            if self._slicer.is_open:
+                raise
+            raise DisconnectedError("connection lost during the handshake") from error
+        if not data and not self._slicer.is_open:  # trio-websocket would wait for ever
+            raise DisconnectedError("connection closed during the handshake")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send as the stream below does."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait as the stream below does."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close the stream below."""
+        await self._stream.aclose()
