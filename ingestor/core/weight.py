@@ -16,6 +16,7 @@ Purpose: TypeAlias = Literal["trades", "books", "probes", "backfill"]
 PARTS: Final[dict[Purpose, float]] = {"trades": 0.5, "books": 0.4, "probes": 0.1, "backfill": 0.0}
 
 _MINUTE_MS: Final = 60_000
+_ALL_RELEASED_MS: Final = 55_000  # into the minute: then whoever comes first takes what is left
 _LOOK_AGAIN_S: Final = 0.5  # what others release grows with time; a request that waits for it looks twice a second
 
 
@@ -91,7 +92,7 @@ class WeightBudget:
         """Return what the other purposes may still claim; within its own part a purpose asks nobody."""
         if self._spent[purpose] + weight <= self.allowance(purpose):
             return 0.0
-        left = 1 - into_minute_ms / _MINUTE_MS
+        left = max(0.0, 1 - into_minute_ms / _ALL_RELEASED_MS)
         return sum(max(0.0, self.allowance(other) * left - self._spent[other]) for other in PARTS if other != purpose)
 
     def _turn_to(self, now_ms: int) -> None:

@@ -1,0 +1,359 @@
+"""The venue's REST API: typed calls, one weight budget for the process, bounded retries.
+
+What the venue says about its limits rules everything here (facts/binance.md §7). A request is sent when the budget
+admits it; after a 429 or 418 nothing at all is sent, by anyone, until the venue's time is over, because going on turns
+a minute into days. What may pass (5xx, timeouts, cut connections, a busy venue) is tried again with full jitter, at
+most `max_attempts` times; what the venue understood and refused is raised at once. Every call is a read, so trying one
+again that was answered after all does no harm.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+import httpx
+import structlog
+import trio
+
+from ingestor.core.backoff import Backoff
+from ingestor.core.binance import (
+    REFUSALS,
+    DepthSnapshot,
+    ExchangeInfo,
+    RestAggTrade,
+    RestKline,
+    RestTrade,
+    Ticker,
+    VenueRefusal,
+    decode_agg_trades,
+    decode_depth,
+    decode_exchange_info,
+    decode_klines,
+    decode_refusal,
+    decode_server_time,
+    decode_tickers,
+    decode_trades,
+)
+from ingestor.core.errors import IngestorError
+from ingestor.core.weight import PARTS, Admission, Purpose, WeightBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+    from types import TracebackType
+    from typing import Self
+
+    from ingestor.config import Rest
+    from ingestor.metrics import Metrics
+
+T = TypeVar("T")
+Outcome: TypeAlias = Literal["ok", "refused", "limited", "restricted", "failed"]
+
+log = structlog.get_logger()
+
+ENDPOINTS: Final = (
+    "ping", "time", "exchangeInfo", "depth", "trades", "historicalTrades", "aggTrades", "klines", "ticker/24hr",
+)  # fmt: skip
+PAGE_ROWS: Final = 1000  # the most that trades, aggTrades and klines answer with
+
+_WEIGHT_LIMIT: Final = 6000  # a minute, until exchangeInfo says otherwise
+_TRANSIENT_CODES: Final = frozenset({-1000, -1001, -1006, -1007, -1008, -1016, -1034})
+_LIMIT_CODE: Final = -1003
+_BANNED_UNTIL: Final = re.compile(r"until (\d{13})\b")
+_LIMITED_PAUSE_MS: Final = {429: 60_000, 418: 120_000}  # when the venue names no time: a minute's window, the least ban
+_CLOCK_MARGIN_MS: Final = 1000  # a time by the venue's clock, waited for by ours
+_RETRY_INITIAL_S: Final = 0.5
+_RETRY_MAX_S: Final = 30.0
+_LONGEST_SLEEP_S: Final = 60.0  # a ban may last days, and clocks are corrected meanwhile
+
+
+class VenueError(IngestorError):
+    """The venue did not give what was asked for."""
+
+
+class RestrictedLocationError(VenueError):
+    """The venue does not serve this address (HTTP 451); trying again cannot help, another region can."""
+
+
+class BadRequestError(VenueError):
+    """The venue understood and refused, such as an invalid symbol (-1121); `code` is 0 when it gave none."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{text} ({code})")
+        self.code = code
+        self.text = text
+
+
+class UnavailableError(VenueError):
+    """No usable answer in all attempts; later may be better."""
+
+
+class _LimitedError(Exception):
+    """The venue forbids requests until a time; waiting is the answer, and it costs no attempt."""
+
+    def __init__(self, until_ms: int) -> None:
+        super().__init__()
+        self.until_ms = until_ms
+
+
+class _Call(NamedTuple):
+    """One endpoint with its parameters, and what it costs whom."""
+
+    endpoint: str
+    weight: int
+    purpose: Purpose
+    params: dict[str, str | int]
+
+
+def depth_weight(levels: int) -> int:
+    """Return what a snapshot of this many levels costs."""
+    for most, weight in ((100, 5), (500, 25), (1000, 50)):
+        if levels <= most:
+            return weight
+    return 250
+
+
+class RestClient:
+    """Typed calls to one REST host; a context manager that owns the connections.
+
+    `base_url` has no path. `wall_ns` is the wall clock: budgets follow the venue's clock minutes. `transport` replaces
+    the network. All calls may be made from any number of tasks; each purpose has its own first come, first served line.
+    Errors: `RestrictedLocationError`, `BadRequestError`, `UnavailableError`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        settings: Rest,
+        *,
+        metrics: Metrics,
+        wall_ns: Callable[[], int],
+        random: Random,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._wall_ns = wall_ns
+        self._random = random
+        self._budget = WeightBudget(_WEIGHT_LIMIT, settings.max_weight_share)
+        self._lines = {purpose: trio.Lock() for purpose in PARTS}
+        self._http = httpx.AsyncClient(
+            base_url=f"{base_url.rstrip('/')}/api/v3/",
+            timeout=settings.timeout_s,
+            transport=transport,
+            headers={"Accept": "application/json"},
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30.0),
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(1, shield=True):  # closing sockets; a cancelled service closes them too
+            await self._http.__aexit__(kind, error, trace)
+
+    async def ping(self) -> None:
+        """Reach the venue."""
+        await self._fetch(_Call("ping", 1, "probes", {}), _ignore)
+
+    async def server_time_ms(self) -> int:
+        """Return the venue's clock in milliseconds."""
+        answer = await self._fetch(_Call("time", 1, "probes", {}), decode_server_time)
+        return answer.server_time
+
+    async def exchange_info(self) -> ExchangeInfo:
+        """Return all symbols and limits; the weight limit a minute is the budget's from now on."""
+        info = await self._fetch(_Call("exchangeInfo", 20, "probes", {}), decode_exchange_info)
+        for limit in info.rate_limits:
+            if limit.kind == "REQUEST_WEIGHT" and limit.interval == "MINUTE":
+                self._budget.set_limit(limit.limit // limit.interval_count)
+        return info
+
+    async def depth(self, symbol: str, levels: int, *, on_admitted: Callable[[], None] | None = None) -> DepthSnapshot:
+        """Return the order book, at most `levels` a side.
+
+        `on_admitted` is called when the budget has admitted the request, before each time it is sent.
+        """
+        call = _Call("depth", depth_weight(levels), "books", {"symbol": symbol, "limit": levels})
+        return await self._fetch(call, decode_depth, on_admitted)
+
+    async def trades(self, symbol: str, limit: int, *, purpose: Purpose = "probes") -> list[RestTrade]:
+        """Return the newest trades, ascending; from the venue's memory, so they do not lag."""
+        return await self._fetch(_Call("trades", 25, purpose, {"symbol": symbol, "limit": limit}), decode_trades)
+
+    async def historical_trades(
+        self, symbol: str, from_id: int, limit: int = PAGE_ROWS, *, purpose: Purpose = "trades"
+    ) -> list[RestTrade]:
+        """Return trades from `from_id` on, ascending; from the oldest that is kept when that one is forgotten."""
+        params: dict[str, str | int] = {"symbol": symbol, "fromId": from_id, "limit": limit}
+        return await self._fetch(_Call("historicalTrades", 25, purpose, params), decode_trades)
+
+    async def agg_trades(
+        self,
+        symbol: str,
+        *,
+        start_ms: int | None = None,
+        end_ms: int | None = None,
+        limit: int = PAGE_ROWS,
+        purpose: Purpose = "trades",
+    ) -> list[RestAggTrade]:
+        """Return aggregate trades, ascending: the oldest from `start_ms` on, or the newest up to `end_ms`."""
+        params: dict[str, str | int] = {"symbol": symbol, "limit": limit, **_times(start_ms, end_ms)}
+        return await self._fetch(_Call("aggTrades", 4, purpose, params), decode_agg_trades)
+
+    async def klines(
+        self,
+        symbol: str,
+        interval: str,
+        *,
+        start_ms: int | None = None,
+        end_ms: int | None = None,
+        limit: int = PAGE_ROWS,
+        purpose: Purpose = "trades",
+    ) -> list[RestKline]:
+        """Return bars that open from `start_ms` to `end_ms` (inclusive), ascending; the newest may be unfinished."""
+        params: dict[str, str | int] = {
+            "symbol": symbol, "interval": interval, "limit": limit, **_times(start_ms, end_ms),
+        }  # fmt: skip
+        return await self._fetch(_Call("klines", 2, purpose, params), decode_klines)
+
+    async def tickers(self) -> list[Ticker]:
+        """Return the last trade id of every symbol, in one request (weight 80)."""
+        return await self._fetch(_Call("ticker/24hr", 80, "probes", {}), decode_tickers)
+
+    def allowance(self, purpose: Purpose) -> int:
+        """Return the weight a minute that `purpose` has for itself."""
+        return self._budget.allowance(purpose)
+
+    async def _fetch(
+        self, call: _Call, decode: Callable[[bytes], T], on_admitted: Callable[[], None] | None = None
+    ) -> T:
+        backoff = Backoff(initial_s=_RETRY_INITIAL_S, max_s=_RETRY_MAX_S, multiplier=2, jitter=self._random)
+        attempts_left = self._settings.max_attempts
+        while True:
+            admission = await self._wait_for_admission(call)
+            if on_admitted is not None:
+                on_admitted()
+            try:
+                return await self._attempt(call, admission, decode)
+            except _LimitedError as limit:
+                self._hold_everything(call, limit.until_ms)
+            except UnavailableError as failure:
+                attempts_left -= 1
+                if not attempts_left:
+                    raise
+                log.info("rest_retry", endpoint=call.endpoint, reason=str(failure), attempts_left=attempts_left)
+                await trio.sleep(backoff.next_delay())
+
+    async def _wait_for_admission(self, call: _Call) -> Admission:
+        async with self._lines[call.purpose]:
+            while True:
+                answer = self._budget.admit(call.purpose, call.weight, self._now_ms())
+                if isinstance(answer, Admission):
+                    self._metrics.rest_weight_used.set(self._budget.used(self._now_ms()))
+                    return answer
+                await trio.sleep(min(answer, _LONGEST_SLEEP_S))
+
+    async def _attempt(self, call: _Call, admission: Admission, decode: Callable[[bytes], T]) -> T:
+        """Send once; the outcome is counted, whichever it is."""
+        outcome: Outcome = "failed"
+        used_by_address: int | None = None
+        try:
+            response = await self._send(call)
+            used_by_address = _used_weight(response.headers)
+            body = _read_answer(response, decode, self._now_ms())
+            outcome = "ok"
+        except _LimitedError:
+            outcome = "limited"
+            raise
+        except RestrictedLocationError:
+            outcome = "restricted"
+            raise
+        except BadRequestError:
+            outcome = "refused"
+            raise
+        else:
+            return body
+        finally:
+            self._budget.settle(admission, used_by_address, self._now_ms())
+            self._metrics.rest_weight_used.set(self._budget.used(self._now_ms()))
+            self._metrics.rest_requests.labels(call.endpoint, outcome).inc()
+
+    async def _send(self, call: _Call) -> httpx.Response:
+        """Get the whole answer; httpx's timeouts are for each read, so the total has its own."""
+        try:
+            with trio.fail_after(self._settings.timeout_s):
+                return await self._http.get(call.endpoint, params=call.params)
+        except trio.TooSlowError:
+            raise UnavailableError(f"no answer within {self._settings.timeout_s:g} s") from None
+        except httpx.RequestError as error:
+            raise UnavailableError(f"{type(error).__name__}: {error}") from error
+
+    def _hold_everything(self, call: _Call, until_ms: int) -> None:
+        self._budget.ban(until_ms)
+        seconds = (until_ms - self._now_ms()) / 1000
+        log.warning("rest_limited", endpoint=call.endpoint, silent_for_s=seconds)
+
+    def _now_ms(self) -> int:
+        return self._wall_ns() // 1_000_000
+
+
+def _times(start_ms: int | None, end_ms: int | None) -> dict[str, str | int]:
+    times = {"startTime": start_ms, "endTime": end_ms}
+    return {name: value for name, value in times.items() if value is not None}
+
+
+def _ignore(_body: bytes) -> None:
+    """Read nothing from an answer that says nothing."""
+
+
+def _used_weight(headers: httpx.Headers) -> int | None:
+    """Return what the venue counted for this address in its current minute; header names come in any case."""
+    text = headers.get("x-mbx-used-weight-1m") or headers.get("x-mbx-used-weight") or ""
+    return int(text) if text.isdigit() else None
+
+
+def _read_answer(response: httpx.Response, decode: Callable[[bytes], T], now_ms: int) -> T:
+    """Return the decoded body, or raise what the answer means (the table of facts/binance.md §7)."""
+    if response.status_code == HTTPStatus.OK:
+        try:
+            return decode(response.content)
+        except REFUSALS as error:
+            raise UnavailableError(f"unreadable answer: {error}") from error
+    refusal = _read_refusal(response)
+    raise _meaning(response, refusal, now_ms)
+
+
+def _read_refusal(response: httpx.Response) -> VenueRefusal:
+    try:
+        return decode_refusal(response.content)
+    except REFUSALS:  # a proxy's or firewall's page
+        return VenueRefusal(0, f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
+
+
+def _meaning(response: httpx.Response, refusal: VenueRefusal, now_ms: int) -> Exception:
+    status = response.status_code
+    if status in _LIMITED_PAUSE_MS or refusal.code == _LIMIT_CODE:
+        return _LimitedError(_limited_until_ms(response, refusal, now_ms))
+    if status == HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS:
+        return RestrictedLocationError(refusal.text)
+    passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.FORBIDDEN  # 403: the firewall
+    if passing or refusal.code in _TRANSIENT_CODES:
+        return UnavailableError(f"HTTP {status}: {refusal.text} ({refusal.code})")
+    return BadRequestError(refusal.code, refusal.text)
+
+
+def _limited_until_ms(response: httpx.Response, refusal: VenueRefusal, now_ms: int) -> int:
+    """Return until when nothing may be sent: Retry-After (seconds), the time in the text, or a cautious guess."""
+    seconds = response.headers.get("retry-after", "")
+    if seconds.isdigit():
+        return now_ms + int(seconds) * 1000
+    named = _BANNED_UNTIL.search(refusal.text)
+    if named is not None:
+        return int(named[1]) + _CLOCK_MARGIN_MS
+    return now_ms + _LIMITED_PAUSE_MS.get(response.status_code, _LIMITED_PAUSE_MS[429])

@@ -1,0 +1,295 @@
+"""The REST client against a scripted venue: every call, every refusal, every wait, on a clock that jumps."""
+
+from __future__ import annotations
+
+import ssl
+from collections import deque
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
+
+from ingestor.config import Rest
+from ingestor.core.binance import RestKline, RestTrade
+from ingestor.metrics import Metrics
+from ingestor.rest_client import (
+    BadRequestError,
+    RestClient,
+    RestrictedLocationError,
+    UnavailableError,
+    depth_weight,
+)
+from tests.fakes.rest import START_MS, Answer, FakeRest, Market, wall_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.testing import MockClock
+
+
+class Steady(Random):
+    """Full jitter at its longest, so that waits are exact."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+def client_of(venue: FakeRest, *, max_attempts: int = 8, share: float = 0.8, timeout_s: float = 10) -> RestClient:
+    return RestClient(
+        "https://venue.test",
+        Rest(max_attempts=max_attempts, max_weight_share=share, timeout_s=timeout_s),
+        metrics=Metrics(CollectorRegistry()),
+        wall_ns=wall_ns,
+        random=Steady(),
+        transport=venue,
+    )
+
+
+def counted(client: RestClient, endpoint: str, outcome: str) -> float:
+    return float(client._metrics.rest_requests.labels(endpoint, outcome)._value.get())
+
+
+async def test_every_call_reads_its_endpoint(autojump_clock: MockClock) -> None:
+    """Endpoint names, parameters and shapes are the venue's."""
+    market = Market(oldest_id=1, newest_id=100, books=deque([(7, [["1.0", "2.0"]], [["3.0", "4.0"]])]))
+    venue = FakeRest(markets={"BTCUSDT": market})
+    async with client_of(venue) as client:
+        await client.ping()
+        assert await client.server_time_ms() == START_MS
+        assert [symbol.symbol for symbol in (await client.exchange_info()).symbols] == ["BTCUSDT"]
+        assert (await client.depth("BTCUSDT", 100)).bids == [("1.0", "2.0")]
+        assert [row.trade_id for row in await client.trades("BTCUSDT", 2)] == [99, 100]
+        rows = await client.historical_trades("BTCUSDT", 5, 2)
+        assert rows == [
+            RestTrade(5, "6.00000000", "0.50000000", START_MS + 5, buyer_is_maker=False),
+            RestTrade(6, "7.00000000", "0.50000000", START_MS + 6, buyer_is_maker=True),
+        ]
+        assert (await client.agg_trades("BTCUSDT", end_ms=START_MS))[0].first_trade_id == 1
+        bars = await client.klines("BTCUSDT", "1m", start_ms=START_MS - 60_000, end_ms=START_MS - 60_000)
+        assert bars == [
+            RestKline(
+                START_MS - 60_000, "1.0", "2.0", "0.5", "1.5", "10.0", START_MS - 1, "15.0", 7, "5.0", "7.5"
+            )
+        ]  # fmt: skip
+        assert [(row.symbol, row.last_trade_id) for row in await client.tickers()] == [("BTCUSDT", 100)]
+    assert [(asked.endpoint, asked.params) for asked in venue.asked] == [
+        ("ping", {}),
+        ("time", {}),
+        ("exchangeInfo", {}),
+        ("depth", {"symbol": "BTCUSDT", "limit": "100"}),
+        ("trades", {"symbol": "BTCUSDT", "limit": "2"}),
+        ("historicalTrades", {"symbol": "BTCUSDT", "fromId": "5", "limit": "2"}),
+        ("aggTrades", {"symbol": "BTCUSDT", "limit": "1000", "endTime": str(START_MS)}),
+        (
+            "klines",
+            {
+                "symbol": "BTCUSDT",
+                "interval": "1m",
+                "limit": "1000",
+                "startTime": str(START_MS - 60_000),
+                "endTime": str(START_MS - 60_000),
+            },
+        ),
+        ("ticker/24hr", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("levels", "weight"), [(1, 5), (100, 5), (101, 25), (500, 25), (501, 50), (1000, 50), (1001, 250), (5000, 250)]
+)
+def test_a_snapshot_costs_by_its_levels(levels: int, weight: int) -> None:
+    """The steps of the venue's table."""
+    assert depth_weight(levels) == weight
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Answer(500, {"code": -1001, "msg": "Internal error"}), id="internal"),
+        pytest.param(Answer(502, b"<html>bad gateway</html>"), id="a proxy's page"),
+        pytest.param(Answer(503, {"code": -1008, "msg": "busy"}), id="busy"),
+        pytest.param(Answer(400, {"code": -1007, "msg": "Timeout waiting for response"}), id="its own timeout"),
+        pytest.param(Answer(403, b"<html>WAF</html>"), id="firewall"),
+        pytest.param(Answer(200, b'{"half'), id="a torn body"),
+        pytest.param(httpx.ConnectError("refused"), id="refused connection"),
+        pytest.param(httpx.ReadTimeout("late"), id="read timeout"),
+        pytest.param(httpx.RemoteProtocolError("cut"), id="cut connection"),
+        pytest.param(httpx.DecodingError("bad gzip"), id="bad compression"),
+    ],
+)
+async def test_what_may_pass_is_tried_again_slower_each_time(
+    failure: Answer | Exception, autojump_clock: MockClock
+) -> None:
+    """Three failures, then the answer: the waits double from half a second."""
+    venue = FakeRest(script=deque([failure, failure, failure]))
+    async with client_of(venue) as client:
+        assert await client.server_time_ms() == START_MS + 3500
+        assert (counted(client, "time", "failed"), counted(client, "time", "ok")) == (3, 1)
+    assert venue.times("time") == [0, 0.5, 1.5, 3.5]
+
+
+async def test_attempts_are_bounded(autojump_clock: MockClock) -> None:
+    """After the last one the error says what happened."""
+    venue = FakeRest(refused={"time": Answer(500, {"code": -1000, "msg": "unknown"})})
+    async with client_of(venue, max_attempts=3) as client:
+        with pytest.raises(UnavailableError, match=r"HTTP 500: unknown \(-1000\)"):
+            await client.server_time_ms()
+    assert venue.times("time") == [0, 0.5, 1.5]
+
+
+async def test_a_silent_venue_is_given_up_after_the_timeout(autojump_clock: MockClock) -> None:
+    """The timeout covers the whole answer, not each read."""
+    venue = FakeRest(latency_s=60)
+    async with client_of(venue, max_attempts=2, timeout_s=10) as client:
+        with pytest.raises(UnavailableError, match="no answer within 10 s"):
+            await client.ping()
+    assert trio.current_time() == 20.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (Answer(400, {"code": -1121, "msg": "Invalid symbol."}), -1121, "Invalid symbol."),
+        (Answer(400, {"code": -1100, "msg": "Illegal characters"}), -1100, "Illegal characters"),
+        (Answer(404, b"<html></html>"), 0, "HTTP 404 Not Found"),
+        (Answer(401, {"code": -2014, "msg": "API-key format invalid."}), -2014, "API-key format invalid."),
+    ],
+)
+async def test_a_refusal_is_raised_at_once_with_the_venues_words(
+    answer: Answer, code: int, text: str, autojump_clock: MockClock
+) -> None:
+    """Asking again could not help."""
+    venue = FakeRest(script=deque([answer]))
+    async with client_of(venue) as client:
+        with pytest.raises(BadRequestError) as refused:
+            await client.trades("NOSUCH", 1)
+        assert (refused.value.code, refused.value.text) == (code, text)
+        assert counted(client, "trades", "refused") == 1
+    assert len(venue.asked) == 1
+
+
+async def test_a_restricted_location_is_fatal(autojump_clock: MockClock) -> None:
+    """HTTP 451 carries code 0; no retry helps."""
+    body = {"code": 0, "msg": "Service unavailable from a restricted location"}
+    venue = FakeRest(script=deque([Answer(451, body)]))
+    async with client_of(venue) as client:
+        with pytest.raises(RestrictedLocationError, match="restricted location"):
+            await client.ping()
+        assert counted(client, "ping", "restricted") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "silent_s"),
+    [
+        pytest.param(Answer(429, {"code": -1003, "msg": "slow"}, {"Retry-After": "17"}), 17, id="429 names seconds"),
+        pytest.param(
+            Answer(418, {"code": -1003, "msg": "banned"}, {"retry-after": "240"}), 240, id="418 names seconds"
+        ),
+        pytest.param(
+            Answer(418, {"code": -1003, "msg": f"IP banned until {START_MS + 300_000}. Use WebSocket"}),
+            301,
+            id="418 names a time",
+        ),
+        pytest.param(Answer(429, b"<html>"), 60, id="429 names nothing"),
+        pytest.param(Answer(418, {"code": -1003, "msg": "banned"}, {"Retry-After": "soon"}), 120, id="418 mumbles"),
+        pytest.param(Answer(400, {"code": -1003, "msg": "Too many requests"}), 60, id="the code without the status"),
+    ],
+)
+async def test_after_a_limit_nobody_sends_anything(answer: Answer, silent_s: float, autojump_clock: MockClock) -> None:
+    """Neither the call that met it nor any other, whatever its purpose; and it costs no attempt."""
+    venue = FakeRest(script=deque([answer]), markets={"BTCUSDT": Market(newest_id=5)})
+    async with client_of(venue, max_attempts=1) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.ping)
+        await wait_all_tasks_blocked()
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            client.server_time_ms,
+            client.tickers,
+            partial(client.historical_trades, "BTCUSDT", 1),
+        ]
+        for call in calls:
+            nursery.start_soon(call)
+    assert venue.asked[0].at_s == 0
+    assert [asked.at_s for asked in venue.asked[1:]] == [silent_s] * 4
+    assert counted(client, "ping", "limited") == 1
+
+
+async def test_the_budget_is_never_exceeded_and_refills_with_the_minute(autojump_clock: MockClock) -> None:
+    """Two minutes of work for one purpose, at 6000 a minute and a share of 0.5: 120 pages in each minute."""
+    venue = FakeRest(markets={"BTCUSDT": Market(newest_id=5)})
+    async with client_of(venue, share=0.5) as client, trio.open_nursery() as nursery:
+        for _ in range(240):
+            nursery.start_soon(client.historical_trades, "BTCUSDT", 1)
+    times = venue.times("historicalTrades")
+    assert times == sorted(times)
+    assert sum(at_s < 60 for at_s in times) == 120
+    assert sum(60 <= at_s < 120 for at_s in times) == 120
+
+
+async def test_the_venues_own_count_is_believed(autojump_clock: MockClock) -> None:
+    """When a neighbour behind the same address has used the minute up, we wait for the next."""
+    venue = FakeRest(used_weight=lambda: 4790)
+    async with client_of(venue) as client:
+        await client.ping()
+        await client.exchange_info()
+        assert client._metrics.rest_weight_used._value.get() == 4790
+    assert venue.times("exchangeInfo") == [60]
+
+
+async def test_the_published_limit_becomes_the_budget(autojump_clock: MockClock) -> None:
+    """The exchangeInfo of this venue says 1200 a minute."""
+    async with client_of(FakeRest()) as client:
+        assert client.allowance("trades") == 2400
+        await client.exchange_info()
+        assert client.allowance("trades") == 480
+
+
+async def test_a_waiting_purpose_does_not_hold_up_another(autojump_clock: MockClock) -> None:
+    """Backfill owns no part and waits for what is left; a book comes through meanwhile."""
+    venue = FakeRest(markets={"BTCUSDT": Market(newest_id=5, books=deque([(1, [], [])]))})
+    async with client_of(venue, share=0.1) as client, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(partial(client.historical_trades, "BTCUSDT", 1, purpose="backfill"))
+        await wait_all_tasks_blocked()
+        await client.depth("BTCUSDT", 1000)
+        assert trio.current_time() == 0
+
+
+async def test_the_caller_learns_when_its_request_is_admitted(autojump_clock: MockClock) -> None:
+    """Buffering of diffs begins then, again for every attempt, and not while the request waits for the budget."""
+    admitted: list[float] = []
+    venue = FakeRest(
+        markets={"BTCUSDT": Market(books=deque([(1, [], [])]))},
+        script=deque([Answer(429, None, {"Retry-After": "3"})]),
+        latency_s=0.25,
+    )
+    async with client_of(venue) as client:
+        await client.depth("BTCUSDT", 100, on_admitted=lambda: admitted.append(trio.current_time()))
+    assert admitted == venue.times("depth") == [0, 3.25]
+
+
+async def test_a_cancelled_request_leaves_its_weight_spent(autojump_clock: MockClock) -> None:
+    """The venue may have counted it."""
+    venue = FakeRest(latency_s=5)
+    async with client_of(venue) as client:
+        with trio.move_on_after(1):
+            await client.tickers()
+        assert client._metrics.rest_weight_used._value.get() == 80
+
+
+async def test_certificates_are_verified_unless_a_transport_is_given() -> None:
+    """The real network is reached over verified TLS and HTTP/1.1."""
+    async with RestClient(
+        "https://api.binance.com",
+        Rest(),
+        metrics=Metrics(CollectorRegistry()),
+        wall_ns=wall_ns,
+        random=Steady(),
+    ) as client:
+        pool = client._http._transport._pool  # type: ignore[attr-defined] # httpx keeps it to itself
+        assert pool._ssl_context.verify_mode is ssl.CERT_REQUIRED
+        assert (pool._http1, pool._http2) == (True, False)
