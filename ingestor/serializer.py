@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import fastavro
 import trio
 
-from ingestor.core.avro import compile_encoder, read_shape
+from ingestor.core.avro import TABLE_LIMIT, compile_encoder, read_shape
 from ingestor.core.claims import claim_of
 from ingestor.core.errors import DecodeError, EncodeError
 from ingestor.core.model import (
@@ -161,7 +161,8 @@ class Serializer:
 
     def _give_up(self, record: MarketData, raw: bytes, error: EncodeError) -> tuple[DeadLetter, list[EncodedRecord]]:
         at_ms = self._wall_ns() // 1_000_000
-        claim, key = claim_of(record), self._key_of(record)
+        key = self._key_of(record)
+        hole = self._declare(record, key, at_ms)
         letter = DeadLetter(
             reason="encoding",
             detail=str(error),
@@ -170,14 +171,19 @@ class Serializer:
             symbol=record.symbol,
             event_type=record.event_type,
             partition_key=key,
-            claim=claim,
+            claim=hole[0].claim if hole else None,
         )
+        return letter, hole
+
+    def _declare(self, record: MarketData, key: str, at_ms: int) -> list[EncodedRecord]:
+        """Return the hole that takes the place of `record`; none where it claimed nothing."""
+        claim = claim_of(record)
         if claim is None:
-            return letter, []
+            return []
         try:
-            return letter, [EncodedRecord(key, self.encode(_poison_hole(record, claim, at_ms)), claim)]
+            return [EncodedRecord(key, self.encode(_poison_hole(record, claim, at_ms)), claim)]
         except EncodeError:  # its ids or its symbol are what does not fit; nobody can declare those
-            return letter, []
+            return []
 
 
 def _poison_hole(record: MarketData, claim: Claim, at_ms: int) -> MarketData:
@@ -208,7 +214,7 @@ class DecimalTexts(dict[bytes, str]):
         if len(digits) > 38 or not octets:
             raise DecodeError(f"{octets[:40].hex()!r} is no decimal of 38 digits")
         text = f"{'-' if number < 0 else ''}{digits[:-8]}.{digits[-8:]}"
-        if len(self) >= 65536:
+        if len(self) >= TABLE_LIMIT:
             self.clear()
         self[octets] = text
         return text
