@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import Struct, convert, to_builtins
 
-from ingestor.core.claims import Coverage, Entry, Intervals, Range
+from ingestor.core.claims import COVERED_LIMIT, Coverage, Entry, Intervals, Range
 from ingestor.core.model import Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 WINDOWS_S: Final = (600.0, 3_600.0, 21_600.0)  # then the whole lookback
 PART_SUBSCRIPTIONS: Final = 200  # at worst about 80 kB, far below the 1 MiB that a Kinesis record may have
 PREDECESSOR_INTERVALS: Final = 3  # silent for longer than so many of its intervals: it has stopped
 PREDECESSOR_LIMIT_S: Final = 60.0
+DEPTH_RESTART_MS: Final = (
+    10_000  # every connection cuts its diffs differently: one id has two event times, close together
+)
 
 
 class Identity(NamedTuple):
@@ -91,10 +94,18 @@ def beat_from_avro(value: Mapping[str, Any]) -> Beat:
     return convert(value, Beat)
 
 
-def carried(subscription: Subscription, entry: Entry, limit: int) -> CoverageEntry:
-    """Write down an entry with at most `limit` intervals; the entry itself forgets nothing."""
-    kept = entry.copy()
-    kept.forget(limit)
+def split(subscriptions: Sequence[Subscription]) -> list[Sequence[Subscription]]:
+    """Cut what a beat speaks of into parts; there is always one, even if it is empty."""
+    size = PART_SUBSCRIPTIONS
+    return [subscriptions[start : start + size] for start in range(0, max(len(subscriptions), 1), size)]
+
+
+def carried(subscription: Subscription, entry: Entry) -> CoverageEntry:
+    """Write down an entry with as many intervals as a beat carries; the entry itself forgets nothing."""
+    kept = entry
+    if len(entry.covered) > COVERED_LIMIT:
+        kept = entry.copy()
+        kept.forget(COVERED_LIMIT)
     return CoverageEntry(
         symbol=subscription.symbol,
         kind=subscription.kind,
@@ -206,13 +217,7 @@ class Resume:
 
     def take(self, now: float) -> list[Resumed]:
         """Return the answers that are ready, each once."""
-        ready = [
-            subscription
-            for subscription, read_at_s in self._read_at.items()
-            if subscription in self._open
-            and subscription in self._live
-            and not self._awaits(subscription, read_at_s, now)
-        ]
+        ready = [subscription for subscription in sorted(self._open) if self._is_ready(subscription, now)]
         self._open.difference_update(ready)
         return [self._settle(subscription) for subscription in ready]
 
@@ -230,6 +235,12 @@ class Resume:
 
     def _unread(self) -> set[Subscription]:
         return self._open - self._read_at.keys()
+
+    def _is_ready(self, subscription: Subscription, now: float) -> bool:
+        read_at_s = self._read_at.get(subscription)
+        if read_at_s is None or subscription not in self._live:
+            return False
+        return not self._awaits(subscription, read_at_s, now)
 
     def _awaits(self, subscription: Subscription, read_at_s: float, now: float) -> bool:
         """Whether a task that still runs will probably cover what is missing (a deploy)."""
@@ -261,9 +272,10 @@ class Resume:
 def _is_restart(subscription: Subscription, live: _Live, found: Entry) -> bool:
     """Whether the venue began its ids again while no task ran: old numbers, new times.
 
-    A task that covers our first live id has seen a venue time at least as new as ours. Bars are numbered by the clock
-    and cannot begin again.
+    A task that covers our first live id has seen a venue time at least as new as ours, diffs apart. Bars are numbered
+    by the clock and cannot begin again.
     """
-    if subscription.kind.startswith("kline_") or not found.covered:
+    if subscription.kind.startswith("kline_") or not found.covered or not found.last_event_ms:
         return False
-    return live.first_id <= found.covered.highest and live.event_ms > found.last_event_ms
+    tolerance_ms = DEPTH_RESTART_MS if subscription.kind == "depth" else 0
+    return live.first_id <= found.covered.highest and live.event_ms > found.last_event_ms + tolerance_ms

@@ -1,0 +1,303 @@
+"""Writes heartbeats, which are also the checkpoint, and reads those of earlier tasks back (completeness.md §1, §3).
+
+Every interval the acknowledged coverage goes to the heartbeat stream. A beat that fails is not sent again: the next
+one says more. Data does not wait for beats, with one exception: the first record of a subscription waits until its
+origin is written, so that a task killed in its first second leaves a trace for the next one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from ingestor.core.backoff import Backoff
+from ingestor.core.errors import DecodeError, SinkError
+from ingestor.core.model import PutEntry
+from ingestor.core.resume import Beat, beat_from_avro, beat_to_avro, carried, split
+from ingestor.reader import since
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ingestor.core.claims import Coverage
+    from ingestor.core.health import HealthBoard
+    from ingestor.core.intake import Begin
+    from ingestor.core.model import EntryFailure, Subscription
+    from ingestor.core.resume import Identity, Resume, Resumed, Window
+    from ingestor.metrics import Metrics
+    from ingestor.reader import ShardPage, Start, StreamReader
+
+log = structlog.get_logger()
+
+ORIGIN_LIMIT_S: Final = 10.0  # the longest that data waits for its origin to be written
+PARTS_PER_PUT: Final = 40  # of at most 80 kB: below the 5 MB that a call may carry
+RETRY_S: Final = 0.2
+TICK_S: Final = 1.0
+
+
+class Sink(Protocol):
+    """Where beats go; `aws.KinesisSink` of the heartbeat stream fits."""
+
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+        """Send one call; raises `SinkError`."""
+        ...
+
+
+class Author(msgspec.Struct, frozen=True):
+    """Who writes: whose ids, and which run of which version."""
+
+    identity: Identity
+    instance: str
+    version: str
+    started_ms: int
+
+
+class HeartbeatWriter:
+    """Writes what is acknowledged, every `interval_s`; `coverage` belongs to the line, this only begins its entries.
+
+    `counters` and `components` are read for every beat. `event_ms` tells the newest venue time seen of a subscription
+    (0: none), by which a later task tells an id restart from a duplicate. `encode` is `serializer.encode_heartbeat`.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        encode: Callable[[Mapping[str, Any]], bytes],
+        *,
+        author: Author,
+        coverage: Coverage,
+        interval_s: float,
+        counters: Callable[[], Mapping[str, int]],
+        components: Callable[[], Mapping[str, str]],
+        event_ms: Callable[[Subscription], int],
+        board: HealthBoard,
+        metrics: Metrics,
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._sink = sink
+        self._encode = encode
+        self._author = author
+        self._coverage = coverage
+        self._interval_s = interval_s
+        self._counters = counters
+        self._components = components
+        self._event_ms = event_ms
+        self._board = board
+        self._metrics = metrics
+        self._wall_ns = wall_ns
+        self._number = 0
+        self._is_failing = False
+        self._origins: set[Subscription] = set()  # begun, and not written yet
+        self._origins_due_s = 0.0
+        self._asked = trio.Event()
+        self._written = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Write beats until cancelled; the last one is `final_beat`."""
+        task_status.started()
+        backoff = Backoff(initial_s=RETRY_S, max_s=self._interval_s, multiplier=2.0, jitter=None)
+        due_s = trio.current_time()
+        while True:
+            is_due = trio.current_time() >= due_s
+            due_s = trio.current_time() + self._interval_s if is_due else due_s
+            is_written = await self._beat(self._coverage if is_due else self._origins)
+            if is_written:
+                backoff.reset()
+            else:
+                await trio.sleep(backoff.next_delay())
+            await self._pause_until(due_s)
+
+    async def admit(self, begins: Sequence[Begin]) -> None:
+        """Begin to count subscriptions and wait until that is written; called before their first records go on.
+
+        Waits 10 s at most, counted from the first origin that could not be written: after that data goes first.
+        """
+        for begin in begins:
+            if begin.is_restart:
+                self._coverage.restart(begin.subscription, begin.first_id)
+            else:
+                self._coverage.originate(begin.subscription, begin.first_id)
+        if not self._origins:
+            self._origins_due_s = trio.current_time() + ORIGIN_LIMIT_S
+        awaited = {begin.subscription for begin in begins}
+        self._origins |= awaited
+        self._asked.set()
+        with trio.move_on_at(self._origins_due_s):
+            while not self._origins.isdisjoint(awaited):
+                await self._written.wait()
+
+    async def final_beat(self, deadline_s: float) -> bool:
+        """Write the last beat of a clean stop, once `run` has ended; return whether it was written by `deadline_s`."""
+        backoff = Backoff(initial_s=RETRY_S, max_s=1.0, multiplier=2.0, jitter=None)
+        with trio.move_on_at(deadline_s):
+            while True:
+                if await self._beat(self._coverage, final=True):
+                    return True
+                await trio.sleep(backoff.next_delay())
+        return False
+
+    async def _pause_until(self, due_s: float) -> None:
+        with trio.move_on_at(due_s):
+            while not self._origins:
+                await self._asked.wait()
+                self._asked = trio.Event()
+
+    async def _beat(self, subscriptions: Iterable[Subscription], *, final: bool = False) -> bool:
+        """Write one beat about `subscriptions`; return whether all of it was accepted."""
+        number, self._number = self._number, self._number + 1
+        parts = split(list(subscriptions))
+        for start in range(0, len(parts), PARTS_PER_PUT):
+            speaking = parts[start : start + PARTS_PER_PUT]
+            origins = self._origins.intersection(name for names in speaking for name in names)
+            entries = []
+            for offset, names in enumerate(speaking):
+                entries.append(self._entry(names, number, start + offset, len(parts), final=final))
+                await trio.lowlevel.checkpoint()  # a part takes milliseconds, and the whole market has many
+            if not await self._put(entries):
+                return False
+            self._note_written(origins)
+        return True
+
+    def _entry(self, names: Sequence[Subscription], number: int, part: int, parts: int, *, final: bool) -> PutEntry:
+        author, identity = self._author, self._author.identity
+        for name in names:
+            self._coverage.observe(name, self._event_ms(name))
+        beat = Beat(
+            service=identity.service,
+            environment=identity.environment,
+            rest_host=identity.rest_host,
+            data_stream=identity.data_stream,
+            instance=author.instance,
+            version=author.version,
+            started_ms=author.started_ms,
+            sent_ms=self._wall_ns() // 1_000_000,
+            beat=number,
+            part=part,
+            parts=parts,
+            interval_ms=round(self._interval_s * 1000),
+            final=final,
+            counters=dict(self._counters()),
+            components=dict(self._components()),
+            entries=[carried(name, self._coverage[name]) for name in names],
+        )
+        return PutEntry(self._encode(beat_to_avro(beat)), f"{author.instance}/{part}", None)
+
+    async def _put(self, entries: Sequence[PutEntry]) -> bool:
+        try:
+            answers = await self._sink.put(entries)
+        except SinkError as error:
+            self._note_failure(error.code, str(error))
+            return False
+        for failure in answers:
+            if failure is not None:
+                self._note_failure(failure.code, failure.text)
+                return False
+        return True
+
+    def _note_written(self, origins: set[Subscription]) -> None:
+        self._metrics.beats.labels("acknowledged").inc()
+        self._board.heartbeat_acknowledged_s = trio.current_time()
+        if self._is_failing:
+            self._is_failing = False
+            log.info("heartbeat_recovered")
+        self._origins -= origins
+        self._written.set()
+        self._written = trio.Event()
+
+    def _note_failure(self, code: str, text: str) -> None:
+        self._metrics.beats.labels("failed").inc()
+        if not self._is_failing:  # one line for an outage, not one for every beat
+            self._is_failing = True
+            log.warning("heartbeat_failed", code=code, error=text)
+
+
+class ReadBack:
+    """Feeds `resume` with the beats of earlier tasks and hands its answers on; errors are retried for ever.
+
+    `reader` is a patient reader of the heartbeat stream, `decode` is `serializer.decode_heartbeat`, and `started_ms`
+    the wall clock at the start of this task, from which the windows of the search count back.
+    """
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        resume: Resume,
+        decode: Callable[[bytes], Mapping[str, Any]],
+        *,
+        started_ms: int,
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._reader = reader
+        self._resume = resume
+        self._decode = decode
+        self._started_ms = started_ms
+        self._wall_ns = wall_ns
+        self._has_complained = False
+
+    async def run(
+        self, deliver: Callable[[Resumed], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Search, then follow tasks that still run as long as that can help; returns when everything is answered."""
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._search)
+            while self._resume.is_listening(trio.current_time()):
+                self._answer(deliver)
+                await trio.sleep(TICK_S)
+            nursery.cancel_scope.cancel()
+        while not self._resume.is_over:  # subscriptions whose first live record is yet to come
+            self._answer(deliver)
+            await trio.sleep(TICK_S)
+        log.info("resume_over")
+
+    async def _search(self) -> None:
+        """Read the newest window and stay at its end, and meanwhile the older ones."""
+        newest = self._resume.next_window()
+        if newest is None:
+            return
+        caught_up = trio.Event()
+        follow = partial(self._reader.read, self._start(newest), self._hear, follow=True, on_caught_up=caught_up.set)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            await caught_up.wait()
+            self._resume.window_read(trio.current_time())
+            while (window := self._resume.next_window()) is not None:
+                until_ms = self._started_ms - round(window.to_s * 1000)
+                await self._reader.read(self._start(window), self._hear, until_ms=until_ms)
+                self._resume.window_read(trio.current_time())
+
+    def _start(self, window: Window) -> Start:
+        return since(self._started_ms - round(window.from_s * 1000))
+
+    async def _hear(self, page: ShardPage) -> None:
+        for payload in page.payloads:
+            await trio.lowlevel.checkpoint()  # decoding a part takes milliseconds
+            try:
+                beat = beat_from_avro(self._decode(payload.data))
+            except (DecodeError, msgspec.ValidationError) as error:
+                self._complain(error)
+                continue
+            age_s = max(0.0, self._wall_ns() / 1e9 - payload.arrival_ms / 1e3)
+            self._resume.hear(beat, age_s, trio.current_time())
+
+    def _complain(self, error: Exception) -> None:
+        if not self._has_complained:  # a foreign record in the stream is no reason for a line a page
+            self._has_complained = True
+            log.warning("heartbeat_unreadable", error=str(error))
+
+    def _answer(self, deliver: Callable[[Resumed], None]) -> None:
+        answers = self._resume.take(trio.current_time())
+        for answer in answers:
+            deliver(answer)
+        if answers:
+            log.info(
+                "resumed",
+                subscriptions=len(answers),
+                first_starts=sum(answer.is_first_start for answer in answers),
+                id_restarts=sum(answer.is_restarted for answer in answers),
+                missing_ids=sum(answer.missing.count() for answer in answers),
+            )
