@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import fastavro
 import trio
+from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from ingestor.core.avro import TABLE_LIMIT, compile_encoder, read_shape
 from ingestor.core.claims import claim_of
@@ -66,7 +67,7 @@ class Schemas:
         self._writers = {self.fingerprint: self.current}
         for text in released_schemas(name).values():
             released = json.loads(text)
-            self._writers[_fingerprint(released)] = _prepare(released)
+            self._writers.setdefault(_fingerprint(released), _prepare(released))
 
     def read(self, data: bytes) -> dict[str, Any]:
         """Return the fields of single-object `data` in today's shape, or raise DecodeError."""
@@ -81,8 +82,9 @@ class Schemas:
         """Return the fields of the bare Avro bytes behind `offset`, or raise DecodeError."""
         body = io.BytesIO(data)
         body.seek(offset)
+        reader = None if writer is self.current else self.current  # resolving what is equal would halve the speed
         try:
-            fields = fastavro.schemaless_reader(body, writer, self.current)
+            fields = fastavro.schemaless_reader(body, writer, reader)
         except Exception as error:  # fastavro has no error of its own: a truncated record is an IndexError
             raise DecodeError(f"broken Avro bytes: {error!r}") from error
         if body.tell() != len(data):
@@ -91,8 +93,8 @@ class Schemas:
 
 
 def _fingerprint(schema: Any) -> bytes:
-    canonical = fastavro.schema.to_parsing_canonical_form(fastavro.parse_schema(schema))
-    return bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))  # hex in little-endian order already
+    crc = fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")
+    return bytes.fromhex(crc)  # already in the little-endian order of the header (facts/aws.md §3.2)
 
 
 def _prepare(schema: Any) -> Any:

@@ -11,7 +11,9 @@ import fastavro
 import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import make_avsc_object
+from fastavro.schema import fingerprint, to_parsing_canonical_form
 
+from ingestor.core.model import MarketData
 from ingestor.resources import read_schema, released_schemas
 from ingestor.serializer import Serializer, decode_heartbeat
 from tests.fakes.market_records import fastavro_bytes, market_record
@@ -179,13 +181,22 @@ def test_todays_schema_reads_plain_data() -> None:
     assert (fields["price"], fields["sequence"], fields["trade"]) == (Decimal("1.50000000"), 0, None)
 
 
+def test_a_release_with_fewer_fields_is_resolved_to_todays_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the plain schema a release of ours, its data would decode to records, what is not there by its default."""
+    monkeypatch.setattr("ingestor.serializer.released_schemas", lambda _name: {"0": json.dumps(EIGHT_FIELDS)})
+    plain = {"symbol": "BTCUSDT", "timestamp": 1, "price": Decimal("1.5"), "source": "rest", "event_type": "trade"}
+    crc = fingerprint(to_parsing_canonical_form(EIGHT_FIELDS), "CRC-64-AVRO")
+    record = Serializer().decode(b"\xc3\x01" + bytes.fromhex(crc) + fastavro_bytes(EIGHT_FIELDS, plain))
+    assert record == MarketData("BTCUSDT", 1, "1.50000000", None, None, None, "rest", "trade", 0, 0)
+
+
 @pytest.mark.parametrize(("name", "version", "text"), RELEASED)
 def test_data_of_every_release_is_decoded(name: str, version: str, text: str) -> None:
     """By its own fingerprint, resolved to today's schema."""
     assert version
     schema = json.loads(text)
-    canonical = fastavro.schema.to_parsing_canonical_form(schema)
-    header = b"\xc3\x01" + bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
+    crc = fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")
+    header = b"\xc3\x01" + bytes.fromhex(crc)
     if name == "market_data":
         fields = {"symbol": "BTCUSDT", "timestamp": 1, "source": "rest", "event_type": "trade"}
         assert Serializer().decode(header + fastavro_bytes(schema, fields)).symbol == "BTCUSDT"

@@ -160,7 +160,14 @@ def test_a_long_value_is_cut_in_the_text_of_the_error() -> None:
 
 def test_all_problems_of_a_record_are_found() -> None:
     """`explain` does not stop at the first."""
-    assert len(list(explain(SHAPE, market_record(price="x", sequence=None, source="")))) == 3
+    levels: Any = [("1", "1"), ("1",)]
+    record = market_record(price="x", sequence=None, source="", depth=Depth(1, 2, False, levels, []))
+    assert [problem.partition(":")[0] for problem in explain(SHAPE, record)] == [
+        "record.price",
+        "record.source",
+        "record.sequence",
+        "record.depth.bids[1]",
+    ]
 
 
 class _Fickle:
