@@ -1,0 +1,78 @@
+"""The one table of contents for checks: `nox` runs what has to pass, `nox -l` lists the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests", "integration"]
+nox.options.error_on_missing_interpreters = True
+PYTHON = "3.11"
+SOURCES = ("ingestor", "tests", "noxfile.py")
+# Ruff has the other rules of flake8-async. ASYNC900 and ASYNC913 are off unless they are named.
+TRIO_RULES = "ASYNC1,ASYNC2,ASYNC4,ASYNC900,ASYNC913"
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Format, style, Trio's own rules, the direction of knowledge, spelling, dependencies."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    files = [str(path) for path in sorted(Path("ingestor").rglob("*.py")) + sorted(Path("tests").rglob("*.py"))]
+    session.run("flake8-async", f"--enable={TRIO_RULES}", *files, silent=True)
+    session.run("lint-imports", "--no-cache", silent=True)
+    session.run("codespell")
+    session.run("deptry", ".", silent=True)
+
+
+@nox.session(python=PYTHON)
+def types(session: nox.Session) -> None:
+    """Two type checkers: mypy is strict, pyright sees what mypy does not."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session(python=PYTHON)
+def tests(session: nox.Session) -> None:
+    """Everything that takes milliseconds, under branch coverage."""
+    session.install("-e", ".[dev]")
+    session.run("coverage", "run", "-m", "pytest", "-m", "not integration", *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session(python=PYTHON)
+def integration(session: nox.Session) -> None:
+    """Run the service against real engines on loopback: moto's server, and kinesis-local where Node.js is."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "integration", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def run(session: nox.Session) -> None:
+    """Show the whole service on this machine: `nox -s run -- --seconds 60`."""
+    session.install("-e", ".[local]")
+    session.run("ingestor", "demo", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """Measure, each number as a ratio within one run."""
+    session.install("-e", ".[dev]", "picows", "uvloop", "websockets")
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def lock(session: nox.Session) -> None:
+    """Write anew what the container installs and what builds it: with hashes, and without index addresses."""
+    session.install("uv")
+    locking = (
+        *("uv", "pip", "compile", "--quiet", "--upgrade", "--universal", "--python-version", PYTHON, "--generate-hashes"),
+        *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
+    )
+    session.run(*locking, "--output-file", "config/requirements.txt", "pyproject.toml")
+    session.run(*locking, "--output-file", "config/requirements-build.txt", "config/requirements-build.in")
