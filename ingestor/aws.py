@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # What a failed call means, by the code that AWS sends (facts/aws.md §1.6; botocore 1.44's Kinesis model and the common
-# errors of the AWS JSON protocols, read 2026-11-22). A code that is not here is `transient` from status 500 upward, else
+# errors of the AWS JSON protocols, read 2026-11-22). A code that is not here is `transient` from 500 upward, else
 # `configuration`: tried again, slowly and visibly, because a code we never met is no reason to lose data.
 CODES: Final[dict[str, SinkFailure]] = {
     "ProvisionedThroughputExceededException": "throttled",
@@ -74,7 +74,7 @@ CODES: Final[dict[str, SinkFailure]] = {
     "413": "poison",
 }
 
-# Failures without an answer: what to do, our code for it, and whether the call may have been accepted. First match counts.
+# Failures without an answer: what to do, our code for it, whether the call may have been accepted. First match counts.
 NO_ANSWER: Final[tuple[tuple[type[Exception], SinkFailure, str, bool], ...]] = (
     (ConnectTimeoutError, "transient", "ConnectTimeout", False),
     (ReadTimeoutError, "transient", "ReadTimeout", True),
@@ -116,7 +116,7 @@ class StoredRecord(NamedTuple):
 
 
 class RecordsPage(NamedTuple):
-    """One page of a shard. An empty page is not the end: `millis_behind` 0 is, and `next_iterator` None (shard closed)."""
+    """One page of a shard. An empty one is not the end: `millis_behind` 0 is, or no `next_iterator` (closed shard)."""
 
     records: list[StoredRecord]
     next_iterator: str | None
@@ -124,7 +124,7 @@ class RecordsPage(NamedTuple):
 
 
 class StreamSummary(NamedTuple):
-    """What a stream is; `mode`: PROVISIONED or ON_DEMAND, `distribution`: AUTO, USER_PARTITION_KEY or None (not told)."""
+    """What a stream is; `mode`: PROVISIONED or ON_DEMAND, `distribution`: AUTO, USER_PARTITION_KEY or None."""
 
     arn: str
     status: str
@@ -188,7 +188,7 @@ class KinesisSink:
         self._stream_name = stream_name
 
     async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
-        """Send one PutRecords call; the answer is aligned with `entries`, None for an accepted one. Raises SinkError."""
+        """Send one PutRecords call; the answer is aligned with `entries`, None if accepted. Raises `SinkError`."""
         records = [_wire_entry(entry) for entry in entries]
         answer = await self._api.call(
             lambda client: client.put_records(StreamName=self._stream_name, Records=records),

@@ -1,0 +1,441 @@
+"""Lanes: what keeps records in order on the way into Kinesis, and decides which of them travel in the next call.
+
+A record's partition key decides its lane for good. A lane has at most one put in flight, and what failed goes again
+before anything newer, so a later call never overtakes an earlier one of the same key. PutRecords promises no order
+*inside* a call (facts/aws.md §1.3). Aggregated, that costs nothing: a call carries at most one blob of a lane, and
+inside a blob the order is fixed. Plain (no aggregation), a call carries many records of a lane, so **order by key holds
+only across calls**: records of one call that were refused go again together, and may land in any order then.
+
+`add` is the only door in. A lane that refills from elsewhere (a disk, while the sink is away) is one that `add` feeds
+later, from what was kept for it; nothing else here would know.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from hashlib import md5
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from ingestor.core.model import Claim, EncodedRecord, PutEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ingestor.core.delivery import Verdict
+    from ingestor.core.model import Subscription
+
+Trigger: TypeAlias = Literal["records", "bytes", "age", "idle", "end", "retry"]
+
+# What a held record costs beside its bytes: the struct, the headers of its objects, its claim and a place in a queue
+# (sys.getsizeof on CPython 3.11, rounded up).
+RECORD_COST_BYTES: Final = 256
+# The least that a record adds to a blob beside its data: two tags, two lengths and four bytes of indexes. Being the
+# least, it makes a lane count as full only when it really fills a blob.
+BLOB_OVERHEAD_BYTES: Final = 8
+KEYS_REMEMBERED: Final = 100_000
+ANY_COMPANY: Final = sys.maxsize
+
+
+class Delays(Protocol):
+    """How long a lane waits before it tries again (`core/backoff.py`)."""
+
+    def next_delay(self) -> float:
+        """Return the seconds to wait now."""
+        ...
+
+    def reset(self) -> None:
+        """Start again from the shortest delay."""
+        ...
+
+
+class Aggregate(Protocol):
+    """Packs records into one entry, in order, until the next would not fit (`core/kpl.py`)."""
+
+    def __call__(
+        self, records: Iterable[EncodedRecord], explicit_hash_key: str, max_bytes: int, /
+    ) -> tuple[PutEntry, int]:
+        """Return the entry and how many records it took, perhaps none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """How full a call and a blob may be, and how long a record may wait for company. `adaptive`: not at all."""
+
+    max_entries: int
+    max_bytes: int
+    blob_bytes: int
+    flush_interval_s: float
+    adaptive: bool
+
+
+class Arrival(NamedTuple):
+    """How many records came together, and when; all times are of the monotonic clock."""
+
+    received_s: float
+    arrived_s: float
+    records: int
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """One entry of a put, with the records in it until Kinesis has them."""
+
+    lane: Lane
+    entry: PutEntry
+    records: list[EncodedRecord]
+    arrivals: list[Arrival]
+    attempts: int = 0
+    refusals: int = 0
+    company: int = ANY_COMPANY  # entries a call with this one may carry; lower once such a call was refused as a whole
+    may_have_landed: bool = False
+    declares: bool = False  # it holds what `replace` put there: holes for what was given up
+
+    @property
+    def size_bytes(self) -> int:
+        """What Kinesis counts: the data and the partition key."""
+        return len(self.entry.data) + len(self.entry.partition_key.encode())
+
+    @property
+    def held_bytes(self) -> int:
+        """What it costs to hold."""
+        return sum(map(cost_bytes, self.records))
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Records of some keys, oldest first: `parcels` (of which the first `in_flight` are in a call), then `waiting`."""
+
+    hash_key: str
+    delays: Delays
+    waiting: deque[EncodedRecord] = field(default_factory=deque[EncodedRecord])
+    waiting_bytes: int = 0
+    arrivals: deque[Arrival] = field(default_factory=deque[Arrival])
+    arrived: int = 0  # records that `arrivals` speaks of
+    parcels: list[Parcel] = field(default_factory=list[Parcel])
+    in_flight: int = 0
+    retry_at: float = -math.inf
+
+    def pop(self, count: int) -> tuple[list[EncodedRecord], list[Arrival]]:
+        """Take the oldest `count` waiting records out."""
+        popleft = self.waiting.popleft
+        records = [popleft() for _ in range(count)]
+        self.waiting_bytes -= sum(len(record.data) for record in records) + BLOB_OVERHEAD_BYTES * count
+        self.arrived -= count
+        return records, take_arrivals(self.arrivals, count)
+
+
+class Lanes:
+    """All lanes of a stream. Every method decides and returns at once; `now` is the caller's monotonic clock.
+
+    A call that `take` returned is brought back with `settle`, `refuse` or neither (all of it goes again), and then in
+    any case with `release`, which sets its lanes free.
+    """
+
+    def __init__(
+        self, count: int, limits: LaneLimits, new_delays: Callable[[], Delays], aggregate: Aggregate | None
+    ) -> None:
+        """Make `count` lanes, each with its point of the hash space; without `aggregate` a record is an entry."""
+        self.triggers: Counter[Trigger] = Counter()
+        self.held_bytes = 0
+        self._limits = limits
+        self._aggregate = aggregate
+        self._lanes = [Lane(str(lane_point(index, count)), new_delays()) for index in range(count)]
+        self._lane_by_key: dict[str, Lane] = {}
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Lanes {len(self._lanes)}, {self.held_records} records, {self.held_bytes} bytes>"
+
+    @property
+    def held_records(self) -> int:
+        """Records that are here, in flight or not."""
+        return sum(len(lane.waiting) + sum(len(parcel.records) for parcel in lane.parcels) for lane in self._lanes)
+
+    def add(self, records: Sequence[EncodedRecord], received_s: float, now: float) -> None:
+        """Take over records that were received together."""
+        lane_by_key = self._lane_by_key
+        size = 0
+        for record in records:
+            lane = lane_by_key.get(record.partition_key) or self._find_lane(record.partition_key)
+            length = len(record.data)
+            lane.waiting.append(record)
+            lane.waiting_bytes += length + BLOB_OVERHEAD_BYTES
+            size += length
+        self.held_bytes += size + RECORD_COST_BYTES * len(records)
+        for lane in self._lanes:
+            if count := len(lane.waiting) - lane.arrived:
+                lane.arrivals.append(Arrival(received_s, now, count))
+                lane.arrived += count
+
+    def due_at(self, *, at_once: bool = False) -> float:
+        """When `take` has something: -inf for now, inf for not before a record comes or a call returns."""
+        idle = [lane for lane in self._lanes if not lane.in_flight]
+        fresh = _fresh(idle)
+        if at_once and fresh:
+            return -math.inf
+        retry_at = min((lane.retry_at for lane in idle if lane.parcels), default=math.inf)
+        return min(retry_at, self._fresh_due(fresh)[0])
+
+    def take(self, now: float, *, at_once: bool = False) -> list[Parcel]:
+        """Form the next call, in the order of its entries; empty when nothing is due (`at_once`: everything is).
+
+        What goes again goes first; entries of a call that was refused as a whole travel apart from all others.
+        """
+        idle = [lane for lane in self._in_turn() if not lane.in_flight]
+        again = [lane for lane in idle if lane.parcels and lane.retry_at <= now]
+        suspects = [lane for lane in again if lane.parcels[0].company < ANY_COMPANY]
+        fresh, trigger = self._leaving(_fresh(idle), now, at_once=at_once)
+        call = Call(self._limits.max_entries, self._limits.max_bytes)
+        for lane in suspects or [*again, *fresh]:
+            self._board(lane, call)
+        if call.parcels:
+            self.triggers["retry" if suspects or not fresh else trigger] += 1
+            self._turn += 1
+        return call.parcels
+
+    def settle(self, call: Sequence[Parcel], verdicts: Sequence[Verdict], now: float) -> None:
+        """Let go what was delivered; hold up each lane that has an entry to send again. `never` waits for `replace`."""
+        judged = dict(zip(call, verdicts, strict=True))
+        for lane in lanes_of(call):
+            lane.parcels = [parcel for parcel in lane.parcels if judged.get(parcel) != "delivered"]
+        self.held_bytes -= sum(parcel.held_bytes for parcel, verdict in judged.items() if verdict == "delivered")
+        failed = lanes_of([parcel for parcel, verdict in judged.items() if verdict == "again"])
+        for lane in lanes_of(call):
+            if lane in failed:
+                lane.retry_at = now + lane.delays.next_delay()
+            else:
+                lane.retry_at = -math.inf
+                lane.delays.reset()
+
+    def refuse(self, call: Sequence[Parcel]) -> Parcel | None:
+        """Narrow down which record made Kinesis refuse a call as a whole; return the parcel once it is proven.
+
+        Half as many entries travel together the next time, and the halves of a lone blob travel alone, until one record
+        stands alone; it waits for `replace`.
+        """
+        if len(call) > 1:
+            for parcel in call:
+                parcel.company = len(call) // 2
+            return None
+        [parcel] = call
+        if len(parcel.records) == 1:
+            return parcel
+        middle = len(parcel.records) // 2
+        later = deque(parcel.arrivals)
+        halves = self._pack(parcel.lane, parcel.records[:middle], take_arrivals(later, middle))
+        halves += self._pack(parcel.lane, parcel.records[middle:], later)
+        for half in halves:
+            half.company = 1
+            half.attempts = parcel.attempts
+        self._put_in_place(parcel, halves)
+        return None
+
+    def replace(self, parcel: Parcel, records: Sequence[EncodedRecord]) -> None:
+        """Put `records`, holes, where a parcel was that is given up; none at all just lets it go."""
+        arrivals = [parcel.arrivals[0]._replace(records=len(records))]
+        declarations = self._pack(parcel.lane, records, arrivals)
+        for declaration in declarations:
+            declaration.declares = True
+        self._put_in_place(parcel, declarations)
+
+    def release(self, call: Sequence[Parcel]) -> None:
+        """Set the lanes of a call free for the next one."""
+        for lane in lanes_of(call):
+            lane.in_flight = 0
+
+    def _find_lane(self, partition_key: str) -> Lane:
+        if len(self._lane_by_key) >= KEYS_REMEMBERED:
+            self._lane_by_key.clear()
+        lane = self._lanes[lane_index(partition_key, len(self._lanes))]
+        self._lane_by_key[partition_key] = lane
+        return lane
+
+    def _in_turn(self) -> list[Lane]:
+        start = self._turn % len(self._lanes)
+        return self._lanes[start:] + self._lanes[:start]
+
+    def _fresh_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
+        limits = self._limits
+        if not fresh:
+            return math.inf, "age"
+        if limits.adaptive:
+            return -math.inf, "idle"
+        if self._aggregate is None and sum(len(lane.waiting) for lane in fresh) >= limits.max_entries:
+            return -math.inf, "records"
+        if self._aggregate is None and sum(lane.waiting_bytes for lane in fresh) >= limits.max_bytes:
+            return -math.inf, "bytes"
+        if self._aggregate is not None and any(lane.waiting_bytes >= limits.blob_bytes for lane in fresh):
+            return -math.inf, "bytes"
+        return min(lane.arrivals[0].arrived_s for lane in fresh) + limits.flush_interval_s, "age"
+
+    def _leaving(self, fresh: list[Lane], now: float, *, at_once: bool) -> tuple[list[Lane], Trigger]:
+        """Choose among lanes with nothing but new records: full blobs leave alone, age takes everyone along.
+
+        Taken along, lanes age together from then on, and one call an interval serves them all.
+        """
+        due_at, trigger = self._fresh_due(fresh)
+        if at_once:
+            return fresh, "end"
+        if due_at > now:
+            return [], trigger
+        oldest_s = min(lane.arrivals[0].arrived_s for lane in fresh) if fresh else math.inf
+        if trigger == "bytes" and self._aggregate is not None and oldest_s + self._limits.flush_interval_s > now:
+            return [lane for lane in fresh if lane.waiting_bytes >= self._limits.blob_bytes], trigger
+        return fresh, trigger
+
+    def _board(self, lane: Lane, call: Call) -> None:
+        """Put entries of `lane` into `call` as far as there is room: what goes again or else what is new."""
+        is_fresh = not lane.parcels
+        attempts = 0 if is_fresh else lane.parcels[0].attempts
+        most = 1 if self._aggregate is not None else self._limits.max_entries
+        while lane.in_flight < most:
+            if is_fresh and lane.waiting and call.admits(plain_size_bytes(lane.waiting[0]), ANY_COMPANY):
+                lane.parcels.append(self._next_parcel(lane))
+            if lane.in_flight == len(lane.parcels):
+                return
+            parcel = lane.parcels[lane.in_flight]
+            if parcel.attempts != attempts:
+                return  # it has not been in the same calls as the first one, so it may not be in this one either
+            if not call.admits(parcel.size_bytes, parcel.company):
+                return
+            call.add(parcel)
+            parcel.attempts += 1
+            lane.in_flight += 1
+
+    def _next_parcel(self, lane: Lane) -> Parcel:
+        entry, count = self._wrap(lane, lane.waiting)
+        return Parcel(lane, entry, *lane.pop(count))
+
+    def _pack(self, lane: Lane, records: Sequence[EncodedRecord], arrivals: Iterable[Arrival]) -> list[Parcel]:
+        parcels: list[Parcel] = []
+        left = deque(arrivals)
+        done = 0
+        while done < len(records):
+            entry, count = self._wrap(lane, islice(records, done, None))
+            taken = take_arrivals(left, count)
+            parcels.append(Parcel(lane, entry, list(records[done : done + count]), taken))
+            done += count
+        return parcels
+
+    def _wrap(self, lane: Lane, records: Iterable[EncodedRecord]) -> tuple[PutEntry, int]:
+        """Make the next entry of a lane out of at least the first record; returns how many records it took.
+
+        A record that is alone (no second one waits, or it is larger than a blob) goes raw, as with the KPL: any reader
+        can read it, and it is smaller. It keeps the lane's hash key, or it could land in another shard than the blobs
+        before it and be read out of order.
+        """
+        if self._aggregate is not None:
+            remaining = iter(records)
+            first = list(islice(remaining, 1))
+            entry, count = self._aggregate(chain(first, remaining), lane.hash_key, self._limits.blob_bytes)
+            if count > 1:
+                return entry, count
+            return PutEntry(first[0].data, first[0].partition_key, lane.hash_key), 1
+        [record] = islice(records, 1)
+        return PutEntry(record.data, record.partition_key, None), 1
+
+    def _put_in_place(self, parcel: Parcel, parcels: list[Parcel]) -> None:
+        place = parcel.lane.parcels.index(parcel)
+        parcel.lane.parcels[place : place + 1] = parcels
+        self.held_bytes += sum(new.held_bytes for new in parcels) - parcel.held_bytes
+
+
+@dataclass(slots=True)
+class Call:
+    """The entries of a call while it is formed; the first one always has room, or it could never leave."""
+
+    room_entries: int
+    room_bytes: int
+    parcels: list[Parcel] = field(default_factory=list[Parcel])
+
+    def admits(self, size_bytes: int, company: int) -> bool:
+        """Say whether an entry that tolerates `company` entries beside and with it still fits."""
+        if not self.parcels:
+            return True
+        return size_bytes <= self.room_bytes and self.room_entries > 0 and len(self.parcels) < company
+
+    def add(self, parcel: Parcel) -> None:
+        """Take an entry in."""
+        self.parcels.append(parcel)
+        self.room_entries = min(self.room_entries - 1, parcel.company - len(self.parcels))
+        self.room_bytes -= parcel.size_bytes
+
+
+def _fresh(lanes: Iterable[Lane]) -> list[Lane]:
+    return [lane for lane in lanes if lane.waiting and not lane.parcels]
+
+
+def lanes_of(parcels: Iterable[Parcel]) -> list[Lane]:
+    """Return the lanes of some parcels, each once, in order."""
+    return list({id(parcel.lane): parcel.lane for parcel in parcels}.values())
+
+
+def lane_index(partition_key: str, count: int) -> int:
+    """Return the lane of a key: its 128-bit hash, as Kinesis takes it, in `count` equal parts."""
+    hashed = int.from_bytes(md5(partition_key.encode(), usedforsecurity=False).digest(), "big")
+    return hashed * count >> 128
+
+
+def lane_point(index: int, count: int) -> int:
+    """Return the middle of lane `index`'s part of the hash space.
+
+    The middle, because the ends are where shards begin and end, and a shard's very last key has puzzled consumers.
+    """
+    return ((2 * index + 1) << 127) // count
+
+
+def plain_size_bytes(record: EncodedRecord) -> int:
+    """Return what Kinesis counts for a record that travels as its own entry."""
+    return len(record.data) + len(record.partition_key.encode())
+
+
+def cost_bytes(record: EncodedRecord) -> int:
+    """Return what it costs to hold a record."""
+    return len(record.data) + RECORD_COST_BYTES
+
+
+def take_arrivals(arrivals: deque[Arrival], count: int) -> list[Arrival]:
+    """Take the arrivals of the oldest `count` records out, in order."""
+    taken: list[Arrival] = []
+    while count:
+        oldest = arrivals.popleft()
+        if oldest.records > count:
+            arrivals.appendleft(Arrival(oldest.received_s, oldest.arrived_s, oldest.records - count))
+            oldest = Arrival(oldest.received_s, oldest.arrived_s, count)
+        taken.append(oldest)
+        count -= oldest.records
+    return taken
+
+
+def claims_of(parcels: Iterable[Parcel]) -> list[Claim]:
+    """Return what the acknowledgement of `parcels` proves, neighbouring ids of a subscription joined."""
+    joined: list[Claim] = []
+    runs: dict[Subscription, tuple[int, int]] = {}
+    for parcel in parcels:
+        for record in parcel.records:
+            if record.claim is None:
+                continue
+            subscription, first, last = record.claim
+            run = runs.get(subscription)
+            if run is None:
+                runs[subscription] = first, last
+            elif run[0] <= first <= run[1] + 1:
+                runs[subscription] = run[0], max(run[1], last)
+            else:
+                joined.append(Claim(subscription, *run))
+                runs[subscription] = first, last
+    return joined + [Claim(subscription, *run) for subscription, run in runs.items()]
+
+
+def arrivals_of(parcels: Iterable[Parcel]) -> dict[float, int]:
+    """Return how many records of `parcels` were received at each moment, which is what a histogram takes."""
+    counts: dict[float, int] = {}
+    for parcel in parcels:
+        for arrival in parcel.arrivals:
+            counts[arrival.received_s] = counts.get(arrival.received_s, 0) + arrival.records
+    return counts

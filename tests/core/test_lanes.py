@@ -1,0 +1,400 @@
+"""Which records travel together, in which order, and what a refusal leaves behind."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingestor.core.backoff import Backoff
+from ingestor.core.kpl import aggregate, disaggregate
+from ingestor.core.lanes import (
+    Arrival,
+    LaneLimits,
+    Lanes,
+    Parcel,
+    arrivals_of,
+    claims_of,
+    lane_index,
+    lane_point,
+)
+from ingestor.core.model import Claim, EncodedRecord, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingestor.core.delivery import Verdict
+
+LIMITS: dict[str, Any] = {
+    "max_entries": 500,
+    "max_bytes": 4_000_000,
+    "blob_bytes": 1000,
+    "flush_interval_s": 1.0,
+    "adaptive": False,
+}
+BTC, ETH = "BTCUSDT", "ETHUSDT"  # lanes 1 and 3 of 4: a property of MD5
+
+
+def make_lanes(count: int = 4, *, plain: bool = False, **limits: Any) -> Lanes:
+    def new_delays() -> Backoff:
+        return Backoff(initial_s=0.5, max_s=8.0, multiplier=2.0, jitter=None)
+
+    return Lanes(count, LaneLimits(**{**LIMITS, **limits}), new_delays, None if plain else aggregate)
+
+
+def records(key: str, *numbers: int, size: int = 8) -> list[EncodedRecord]:
+    claims = [Claim(Subscription(key, "trade"), number, number) for number in numbers]
+    return [
+        EncodedRecord(key, str(number).encode().rjust(size, b"0"), claim)
+        for number, claim in zip(numbers, claims, strict=True)
+    ]
+
+
+def numbers(call: Sequence[Parcel]) -> list[list[int]]:
+    """Read what a call carries, entry by entry, out of the bytes that would be sent."""
+    return [
+        [int(inner.data) for inner in disaggregate(parcel.entry.data, parcel.entry.partition_key)] for parcel in call
+    ]
+
+
+def flat(entries: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(entries))
+
+
+def bring_back(lanes: Lanes, call: list[Parcel], verdict: Verdict, now: float = 0.0) -> None:
+    lanes.settle(call, [verdict] * len(call), now)
+    lanes.release(call)
+
+
+def test_a_lone_record_leaves_when_it_is_old_enough() -> None:
+    """The flush interval counts from its arrival."""
+    lanes = make_lanes()
+    lanes.add(records(BTC, 1), received_s=4.0, now=5.0)
+    assert lanes.due_at() == 6.0
+    assert lanes.take(5.9) == []
+    assert numbers(lanes.take(6.0)) == [[1]]
+    assert lanes.triggers == {"age": 1}
+
+
+def test_an_adaptive_lane_sends_at_once_when_it_is_idle() -> None:
+    """The interval is only a cap then."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    assert lanes.due_at() == -math.inf
+    assert numbers(lanes.take(0.0)) == [[1]]
+    assert lanes.triggers == {"idle": 1}
+
+
+def test_what_comes_while_a_lane_is_busy_leaves_together_afterwards() -> None:
+    """Under load a call carries what gathered during the one before it."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    call = lanes.take(0.0)
+    lanes.add(records(BTC, 2), 0.1, 0.1)
+    lanes.add(records(BTC, 3), 0.2, 0.2)
+    assert lanes.due_at() == math.inf
+    assert lanes.take(0.2) == []
+    bring_back(lanes, call, "delivered")
+    assert numbers(lanes.take(0.3)) == [[2, 3]]
+
+
+def test_a_full_blob_leaves_without_waiting_and_without_the_others() -> None:
+    """Half-empty blobs of other lanes stay, because Kinesis bills by 25 KB."""
+    lanes = make_lanes()
+    lanes.add(records(ETH, 1), 0.0, 0.0)
+    lanes.add(records(BTC, *range(10), size=150), 0.0, 0.0)
+    [parcel] = call = lanes.take(0.0)
+    assert numbers(call) == [[0, 1, 2, 3, 4]]
+    assert parcel.size_bytes <= 1000
+    assert lanes.triggers == {"bytes": 1}
+
+
+def test_age_takes_every_lane_along() -> None:
+    """One call an interval serves all lanes, at most one blob of each."""
+    lanes = make_lanes()
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    lanes.add(records(ETH, 2), 0.5, 0.5)
+    assert sorted(numbers(lanes.take(1.0))) == [[1], [2]]
+
+
+def test_at_the_end_everything_leaves() -> None:
+    """Age does not matter any more."""
+    lanes = make_lanes()
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    assert lanes.due_at(at_once=True) == -math.inf
+    assert numbers(lanes.take(0.0, at_once=True)) == [[1]]
+    assert lanes.due_at(at_once=True) == math.inf
+
+
+@pytest.mark.parametrize(("limits", "trigger"), [({"max_entries": 3}, "records"), ({"max_bytes": 50}, "bytes")])
+def test_plain_records_leave_when_a_call_is_full(limits: dict[str, int], trigger: str) -> None:
+    """By records or by bytes, whichever comes first."""
+    lanes = make_lanes(plain=True, **limits)
+    lanes.add(records(BTC, 1, 2, 3, 4), 0.0, 0.0)
+    call = lanes.take(0.0)
+    assert numbers(call) == [[1], [2], [3]]
+    assert [parcel.entry.explicit_hash_key for parcel in call] == [None] * 3
+    assert lanes.triggers == {trigger: 1}
+
+
+def test_a_record_larger_than_a_blob_travels_alone_raw_and_in_its_place() -> None:
+    """No magic bytes, the lane's hash key, after what came before it and before what came after it."""
+    lanes = make_lanes()
+    lanes.add([*records(BTC, 1, 2), *records(BTC, 3, size=2000), *records(BTC, 4)], 0.0, 0.0)
+    seen = []
+    for _ in range(3):
+        [parcel] = call = lanes.take(0.0, at_once=True)
+        assert parcel.entry.explicit_hash_key == str(lane_point(lane_index(BTC, 4), 4))
+        seen += numbers(call)
+        bring_back(lanes, call, "delivered")
+    assert seen == [[1, 2], [3], [4]]
+    assert lanes.held_bytes == 0
+
+
+def test_a_throttled_lane_waits_longer_each_time_and_holds_up_nobody_else() -> None:
+    """Its own delays, reset by its own success."""
+    lanes = make_lanes(adaptive=True)
+    now = 0.0
+    waits = []
+    for _ in range(3):
+        lanes.add(records(BTC, 1), now, now)
+        call = lanes.take(now)
+        bring_back(lanes, call, "again", now)
+        lanes.add(records(ETH, 7), now, now)
+        [parcel] = others = lanes.take(now)
+        assert parcel.records[0].partition_key == ETH
+        bring_back(lanes, others, "delivered", now)
+        waits.append(lanes.due_at() - now)
+        now = lanes.due_at()
+    assert waits == [0.5, 1.0, 2.0]
+    call = lanes.take(now)
+    assert lanes.triggers["retry"] == 3
+    bring_back(lanes, call, "delivered", now)
+    assert numbers(lanes.take(now)) == [[1, 1]]
+
+
+def test_a_failed_plain_record_goes_again_before_anything_newer() -> None:
+    """What was delivered beside it is not sent again, what came later waits."""
+    lanes = make_lanes(plain=True, adaptive=True)
+    lanes.add(records(BTC, 1, 2, 3), 0.0, 0.0)
+    call = lanes.take(0.0)
+    lanes.add(records(BTC, 4), 0.0, 0.0)
+    lanes.settle(call, ["delivered", "again", "delivered"], 0.0)
+    lanes.release(call)
+    call = lanes.take(0.5)
+    assert numbers(call) == [[2]]
+    assert [parcel.attempts for parcel in call] == [2]
+    bring_back(lanes, call, "delivered", 0.5)
+    assert numbers(lanes.take(0.5)) == [[4]]
+
+
+def test_a_call_that_came_back_without_an_answer_goes_again_as_it_was() -> None:
+    """The same entries, in the same order."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, 1, 2), 0.0, 0.0)
+    first = lanes.take(0.0)
+    lanes.release(first)
+    assert lanes.take(0.0) == first
+
+
+def test_a_call_over_its_bytes_leaves_a_lane_for_the_next_one() -> None:
+    """And lanes take turns to be the first."""
+    lanes = make_lanes(max_bytes=600)
+    lanes.add(records(BTC, 1, size=500), 0.0, 0.0)
+    lanes.add(records(ETH, 2, size=500), 0.0, 0.0)
+    calls = [numbers(lanes.take(1.0)), numbers(lanes.take(1.0))]
+    assert sorted(calls) == [[[1]], [[2]]]
+
+
+def test_a_refused_call_is_halved_until_the_bad_record_stands_alone() -> None:
+    """Blobs first, then the records of the bad blob; everything else is delivered."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, *range(8)), 0.0, 0.0)
+    lanes.add(records(ETH, 50, 51), 0.0, 0.0)
+    delivered: list[int] = []
+    proven = None
+    while proven is None:
+        call = lanes.take(0.0)
+        carried = flat(numbers(call))
+        if 5 in carried:
+            proven = lanes.refuse(call)
+        else:
+            delivered += carried
+            lanes.settle(call, ["delivered"] * len(call), 0.0)
+        lanes.release(call)
+    assert [int(record.data) for record in proven.records] == [5]
+    lanes.replace(proven, records(BTC, 500))
+    while call := lanes.take(0.0):
+        delivered += flat(numbers(call))
+        bring_back(lanes, call, "delivered")
+    assert [number for number in delivered if number not in {50, 51}] == [0, 1, 2, 3, 4, 500, 6, 7]
+    assert lanes.held_bytes == lanes.held_records == 0
+
+
+def test_plain_entries_of_a_refused_call_never_mix_with_what_failed_since() -> None:
+    """An older record that failed again goes alone, before those that only waited."""
+    lanes = make_lanes(plain=True, adaptive=True)
+    lanes.add(records(BTC, 1, 2, 3, 4), 0.0, 0.0)
+    call = lanes.take(0.0)
+    assert lanes.refuse(call) is None
+    lanes.release(call)
+    call = lanes.take(0.0)
+    assert numbers(call) == [[1], [2]]
+    bring_back(lanes, call, "again")
+    assert numbers(lanes.take(0.5)) == [[1], [2]]
+
+
+def test_a_given_up_record_may_leave_nothing_behind() -> None:
+    """When there is no claim to declare, the lane just goes on."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    call = lanes.take(0.0)
+    lanes.add(records(BTC, 2), 0.0, 0.0)
+    lanes.settle(call, ["never"], 0.0)
+    assert lanes.take(0.0) == []
+    lanes.replace(call[0], [])
+    lanes.release(call)
+    assert numbers(lanes.take(0.0)) == [[2]]
+
+
+def test_claims_of_neighbouring_ids_are_joined_by_subscription() -> None:
+    """A record without a claim proves nothing, a jump begins another claim."""
+    lanes = make_lanes(adaptive=True)
+    snapshot = EncodedRecord(BTC, b"0", None)
+    lanes.add([*records(BTC, 1, 2), *records(ETH, 9), snapshot, *records(BTC, 3, 7, 8)], 0.0, 0.0)
+    claims = claims_of(lanes.take(0.0))
+    btc, eth = Subscription(BTC, "trade"), Subscription(ETH, "trade")
+    assert sorted(claims) == [Claim(btc, 1, 3), Claim(btc, 7, 8), Claim(eth, 9, 9)]
+
+
+def test_every_record_keeps_its_time_of_receipt() -> None:
+    """Through blobs that hold parts of several arrivals, and through their halves."""
+    lanes = make_lanes(adaptive=True)
+    lanes.add(records(BTC, *range(4), size=150), 1.0, 1.5)
+    lanes.add(records(BTC, *range(4, 10), size=150), 2.0, 2.5)
+    [blob] = call = lanes.take(3.0)
+    assert blob.arrivals == [Arrival(1.0, 1.5, 4), Arrival(2.0, 2.5, 1)]
+    lanes.refuse(call)
+    lanes.release(call)
+    assert [lane_parcel.arrivals for lane_parcel in blob.lane.parcels] == [
+        [Arrival(1.0, 1.5, 2)],
+        [Arrival(1.0, 1.5, 2), Arrival(2.0, 2.5, 1)],
+    ]
+    assert arrivals_of(blob.lane.parcels) == {1.0: 4, 2.0: 1}
+
+
+@given(count=st.integers(1, 256))
+def test_lane_points_are_spread_evenly_and_no_shard_ends_there(count: int) -> None:
+    """Each point lies in the middle of its lane; shards of an even split end elsewhere."""
+    points = [lane_point(index, count) for index in range(count)]
+    assert [point * count >> 128 for point in points] == list(range(count))
+    ends = {((shard + 1) << 128) // shards - 1 for shards in range(1, 65) for shard in range(shards)}
+    assert not ends & set(points)
+
+
+@given(keys=st.lists(st.text(min_size=1), unique=True, max_size=20), count=st.integers(1, 256))
+def test_a_key_always_has_the_same_lane(keys: list[str], count: int) -> None:
+    """By its hash, whatever has been seen before."""
+    assert [lane_index(key, count) for key in keys] == [lane_index(key, count) for key in keys]
+    assert all(0 <= lane_index(key, count) < count for key in keys)
+
+
+def test_remembered_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key for every record must not fill the memory."""
+    monkeypatch.setattr("ingestor.core.lanes.KEYS_REMEMBERED", 2)
+    lanes = make_lanes()
+    for key in "abcde":
+        lanes.add(records(key, 1), 0.0, 0.0)
+    assert len(lanes._lane_by_key) <= 2
+    assert repr(lanes) == f"<Lanes 4, 5 records, {lanes.held_bytes} bytes>"
+
+
+class RoughDay:
+    """Feeds lanes at random, and plays a Kinesis at which everything fails now and then."""
+
+    keys = ("A", "B", "C", "D")
+
+    def __init__(self, seed: int, *, plain: bool, adaptive: bool) -> None:
+        self.rng = Random(seed)
+        count = self.rng.choice([1, 3])
+        self.lanes = make_lanes(count, plain=plain, adaptive=adaptive, max_entries=5, max_bytes=2500)
+        self.sent: dict[str, list[int]] = {key: [] for key in self.keys}
+        self.landed: dict[str, list[int]] = {key: [] for key in self.keys}
+        self.first_call: dict[tuple[str, int], int] = {}
+        self.calls = 0
+        self.flying: list[list[Parcel]] = []
+        self.now = 0.0
+
+    def arrive(self) -> None:
+        key = self.rng.choice(self.keys)
+        fresh = [len(self.sent[key]) + index for index in range(self.rng.randrange(4))]
+        self.lanes.add(records(key, *fresh, size=self.rng.choice([8, 150, 1500])), self.now, self.now)
+        self.sent[key] += fresh
+
+    def depart(self, *, at_once: bool) -> None:
+        if not (call := self.lanes.take(self.now, at_once=at_once)):
+            return
+        self.calls += 1
+        assert len(call) <= 5
+        assert len(call) == 1 or sum(parcel.size_bytes for parcel in call) <= 2500
+        self.flying.append(call)
+        for record in chain.from_iterable(parcel.records for parcel in call):
+            self.first_call.setdefault((record.partition_key, int(record.data)), self.calls)
+
+    def come_back(self, failing: float) -> None:
+        if not self.flying:
+            return
+        call = self.flying.pop(self.rng.randrange(len(self.flying)))
+        fate = self.rng.random()
+        if fate < failing / 4 and (len(call) > 1 or len(call[0].records) > 1):
+            self.lanes.refuse(call)
+        elif fate > failing / 2:
+            verdicts: list[Verdict] = ["again" if self.rng.random() < failing else "delivered" for _ in call]
+            self.store([parcel for parcel, verdict in zip(call, verdicts, strict=True) if verdict == "delivered"])
+            self.lanes.settle(call, verdicts, self.now)
+        self.lanes.release(call)
+
+    def store(self, parcels: list[Parcel]) -> None:
+        self.rng.shuffle(parcels)
+        for parcel in parcels:
+            for inner in disaggregate(parcel.entry.data, parcel.entry.partition_key):
+                self.landed[inner.partition_key].append(int(inner.data))
+
+    def run(self) -> None:
+        for _ in range(30):
+            self.arrive()
+            self.depart(at_once=False)
+            self.depart(at_once=False)
+            self.come_back(failing=0.4)
+            self.now += self.rng.choice([0.0, 0.3, 10.0])
+        while self.flying or self.lanes.held_bytes:
+            if not self.flying:
+                self.now = max(self.now, self.lanes.due_at(at_once=True))
+            self.depart(at_once=True)
+            self.come_back(failing=0.1)
+
+
+@given(seed=st.integers(0, 2**32), adaptive=st.booleans())
+def test_no_record_is_lost_doubled_or_overtaken_whatever_fails(seed: int, *, adaptive: bool) -> None:
+    """Random arrivals, refusals of entries and of whole calls: every key lands in its order."""
+    day = RoughDay(seed, plain=False, adaptive=adaptive)
+    day.run()
+    assert day.landed == day.sent
+    assert day.lanes.held_bytes == day.lanes.held_records == 0
+
+
+@given(seed=st.integers(0, 2**32), adaptive=st.booleans())
+def test_a_later_plain_call_never_overtakes_an_earlier_one(seed: int, *, adaptive: bool) -> None:
+    """Inside a call Kinesis stores in any order; across calls every key lands in its order."""
+    day = RoughDay(seed, plain=True, adaptive=adaptive)
+    day.run()
+    for key, order in day.landed.items():
+        assert sorted(order) == day.sent[key]
+        calls = [day.first_call[key, number] for number in order]
+        assert calls == sorted(calls)
+    assert day.lanes.held_bytes == day.lanes.held_records == 0
