@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 from fastavro.schema import fingerprint, to_parsing_canonical_form
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
@@ -33,7 +33,7 @@ from ingestor.core.partition import key_rule
 from ingestor.metrics import Metrics
 from ingestor.resources import read_schema
 from ingestor.serializer import DecimalTexts, Serializer, decode_heartbeat, encode_heartbeat, serialize
-from tests.fakes.market_records import MARKET_DATA, canonical, market_record, records
+from tests.fakes.market_records import MARKET_DATA, PATIENT, canonical, market_record, records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def in_canonical_decimals(record: MarketData) -> MarketData:
     return msgspec.structs.replace(record, **tops, depth=depth, kline=kline)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(records)
 def test_what_is_decoded_is_what_was_encoded(record: MarketData) -> None:
     """Every value of every record comes back, decimals with all their eight places."""
@@ -134,7 +134,7 @@ def test_what_is_not_ours_is_refused_with_a_reason(data: bytes, reason: str) -> 
         AVRO.decode(data)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary(max_size=60))
 def test_noise_behind_a_good_header_never_raises_anything_else(noise: bytes) -> None:
     """The reader of a stream catches one error."""

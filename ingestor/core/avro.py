@@ -65,7 +65,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Optional:
+class Nullable:
     """A union of null and one other type, in either order."""
 
     item: Shape
@@ -87,7 +87,7 @@ class Record:
     positional: bool
 
 
-Shape: TypeAlias = Whole | Flag | Text | DecimalBytes | Choice | Optional | Many | Record
+Shape: TypeAlias = Whole | Flag | Text | DecimalBytes | Choice | Nullable | Many | Record
 
 
 def read_shape(schema: object, *, positional: frozenset[str] = frozenset()) -> Record:
@@ -115,9 +115,9 @@ class _Reader:
             case str(name) if name in self._plain or name in self._named:
                 return self._plain.get(name) or self._named[name]
             case ["null", item]:
-                return Optional(self.read(item), null_index=0)
+                return Nullable(self.read(item), null_index=0)
             case [item, "null"]:
-                return Optional(self.read(item), null_index=1)
+                return Nullable(self.read(item), null_index=1)
             case {"type": "bytes", "logicalType": "decimal", "precision": int(precision), "scale": int(scale)}:
                 return DecimalBytes(precision, scale)
             case {"type": "array", "items": items}:
@@ -283,8 +283,8 @@ class _Generator:
             case Flag():
                 self._say(f"if {value} is not True and {value} is not False: raise TypeError")
                 return [f"(b'\\x01' if {value} else b'\\x00')"]
-            case Optional():
-                return self._optional(shape, value)
+            case Nullable():
+                return self._nullable(shape, value)
             case Many():
                 return self._many(shape, value)
             case Record():
@@ -298,7 +298,7 @@ class _Generator:
         self._say(f"{zigzag} = {value} << 1 if {value} >= 0 else ~({value} << 1)")
         return [f"({_VARINT.format(zigzag, shape.bits)})"]
 
-    def _optional(self, shape: Optional, value: str) -> list[str]:
+    def _nullable(self, shape: Nullable, value: str) -> list[str]:
         null, present = long_bytes(shape.null_index), long_bytes(1 - shape.null_index)
         if isinstance(shape.item, _Tabled):
             return [f"{self._table(shape.item, shape.null_index)}[{value}]"]
@@ -385,15 +385,18 @@ def _table(shape: Shape, null_index: int | None) -> dict[Any, bytes]:
 
 
 def explain(shape: Shape, value: object, path: str = "record") -> Iterator[str]:
-    """Yield everything in `value` that does not fit `shape`, each with the path of its field."""
+    """Yield everything in `value` that does not fit `shape`, each with the path of its field.
+
+    It must be no more lenient than the compiled encoder: what that refuses and this accepts counts as a bug of ours.
+    """
     match shape:
-        case Optional(item):
+        case Nullable(item):
             if value is not None:
                 yield from explain(item, value, path)
         case Record(fields, positional):
             yield from _explain_record(fields, positional, value, path)
         case Many(item):
-            if not isinstance(value, list):
+            if type(value) is not list:
                 yield f"{path}: {_short(value)} is not a list"
             else:
                 for index, member in enumerate(value):
@@ -406,7 +409,7 @@ def explain(shape: Shape, value: object, path: str = "record") -> Iterator[str]:
 
 def _explain_record(fields: tuple[tuple[str, Shape], ...], positional: bool, value: object, path: str) -> Iterator[str]:
     if positional:
-        if not isinstance(value, tuple) or len(value) != len(fields):
+        if type(value) is not tuple or len(value) != len(fields):
             yield f"{path}: {_short(value)} is not a tuple of {len(fields)}"
             return
         members = dict(zip((name for name, _ in fields), value, strict=True))
@@ -450,5 +453,8 @@ def _text_problem(shape: Shape, value: object) -> str | None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out an int of more than 4300 digits
+        text = f"a {type(value).__name__} too large to write"
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -7,10 +7,10 @@ those of facts/binance.md §3, §4, §7; fields we do not use, and fields that w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ingestor.core.model import DecimalText, Depth, Kline, Level, MarketData, PoisonReason, Trade
 
@@ -22,6 +22,12 @@ REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 MICROSECONDS_FROM = 10**15
 """A venue time from here on is in microseconds, below it in milliseconds (facts/binance.md §9)."""
+
+Natural: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""An id, a time or a count. The bound costs nothing, and keeps a number that no schema can hold out of the ledgers."""
+
+NaturalOrNone: TypeAlias = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+"""A trade id, or the venue's -1 where there was no trade."""
 
 
 # --- events of the WebSocket streams ----------------------------------------------------------------------------------
@@ -38,10 +44,10 @@ class TradeEvent(
     """`<symbol>@trade`: one trade."""
 
     symbol: str
-    trade_id: int
+    trade_id: Natural
     price: DecimalText
     quantity: DecimalText
-    trade_time: int
+    trade_time: Natural
     buyer_is_maker: bool
 
 
@@ -61,10 +67,10 @@ class DepthEvent(
 ):
     """`<symbol>@depth@100ms`: levels that changed between two update ids, quantities absolute."""
 
-    event_time: int
+    event_time: Natural
     symbol: str
-    first_update_id: int
-    final_update_id: int
+    first_update_id: Natural
+    final_update_id: Natural
     bids: list[Level]
     asks: list[Level]
 
@@ -93,17 +99,17 @@ class Bar(
 ):
     """The inner object of a kline event; both trade ids are -1 while the bar has no trade."""
 
-    open_time: int
-    close_time: int
+    open_time: Natural
+    close_time: Natural
     interval: str
-    first_trade_id: int
-    last_trade_id: int
+    first_trade_id: NaturalOrNone
+    last_trade_id: NaturalOrNone
     open: DecimalText
     close: DecimalText
     high: DecimalText
     low: DecimalText
     volume: DecimalText
-    trade_count: int
+    trade_count: Natural
     closed: bool
     quote_volume: DecimalText
     taker_buy_volume: DecimalText
@@ -120,7 +126,7 @@ class KlineEvent(
 ):
     """`<symbol>@kline_<interval>`: the state of one bar."""
 
-    event_time: int
+    event_time: Natural
     symbol: str
     bar: Bar
 
@@ -238,10 +244,10 @@ class RestTrade(
 ):
     """A row of /api/v3/trades and /api/v3/historicalTrades."""
 
-    trade_id: int
+    trade_id: Natural
     price: DecimalText
     quantity: DecimalText
-    time: int
+    time: Natural
     buyer_is_maker: bool
 
 
@@ -261,27 +267,27 @@ class RestAggTrade(
 ):
     """A row of /api/v3/aggTrades; maps a time to trade ids. Invalidated rows have -1 for both (facts/binance.md §7)."""
 
-    aggregate_id: int
+    aggregate_id: Natural
     price: DecimalText
     quantity: DecimalText
-    first_trade_id: int
-    last_trade_id: int
-    time: int
+    first_trade_id: NaturalOrNone
+    last_trade_id: NaturalOrNone
+    time: Natural
     buyer_is_maker: bool
 
 
 class RestKline(Struct, frozen=True, gc=False, array_like=True):
     """A row of /api/v3/klines, by position (open, high, low, close); the newest one is usually unfinished."""
 
-    open_time: int
+    open_time: Natural
     open: DecimalText
     high: DecimalText
     low: DecimalText
     close: DecimalText
     volume: DecimalText
-    close_time: int
+    close_time: Natural
     quote_volume: DecimalText
-    trade_count: int
+    trade_count: Natural
     taker_buy_volume: DecimalText
     taker_buy_quote_volume: DecimalText
 
@@ -289,7 +295,7 @@ class RestKline(Struct, frozen=True, gc=False, array_like=True):
 class DepthSnapshot(Struct, frozen=True, rename={"last_update_id": "lastUpdateId"}):
     """The answer of /api/v3/depth: best price first on both sides; no symbol, no time."""
 
-    last_update_id: int
+    last_update_id: Natural
     bids: list[Level]
     asks: list[Level]
 
@@ -326,14 +332,14 @@ class ExchangeInfo(Struct, frozen=True, rename={"rate_limits": "rateLimits"}):
 class ServerTime(Struct, frozen=True, rename={"server_time": "serverTime"}):
     """The answer of /api/v3/time."""
 
-    server_time: int
+    server_time: Natural
 
 
 class Ticker(Struct, frozen=True, gc=False, rename={"last_trade_id": "lastId"}):
     """A row of /api/v3/ticker/24hr; `last_trade_id` is -1 when nothing was traded for a day."""
 
     symbol: str
-    last_trade_id: int
+    last_trade_id: NaturalOrNone
 
 
 class VenueRefusal(Struct, frozen=True, rename={"text": "msg"}):

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.core import binance
 from ingestor.core.binance import Ack, Poison, ServerShutdown, StreamError, classify, decode_message
 from ingestor.core.model import Depth, Kline, MarketData, Trade
+from tests.fakes.market_records import PATIENT
 
 MESSAGES = Path(__file__).parents[1] / "data" / "binance"
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "binance"
@@ -170,6 +171,8 @@ def test_control_messages_are_told_apart(name: str, meaning: object) -> None:
             "Expected `array` of length 2 - at `$.data.b[0]`",
             "BTCUSDT",
         ),
+        ("broken_trade_huge_id", "unexpected_shape", "<= 9223372036854775807 - at `$.data.t`", "BTCUSDT"),
+        ("broken_trade_negative_time", "unexpected_shape", "Expected `int` >= 0 - at `$.data.T`", "BTCUSDT"),
         ("broken_kline_without_bar", "unexpected_shape", "Object missing required field `k` - at `$.data`", "BTCUSDT"),
     ],
 )
@@ -214,7 +217,7 @@ json_values = scalars | st.lists(scalars) | st.dictionaries(st.sampled_from(["e"
 keys = st.sampled_from(["stream", "data", "e", "s", "t", "error", "code", "msg", "result", "id"])
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.dictionaries(keys, json_values))
 def test_classify_answers_any_object(fields: dict[str, object]) -> None:
     """Whatever the venue sends, the answer is a value and not an exception."""
@@ -222,7 +225,7 @@ def test_classify_answers_any_object(fields: dict[str, object]) -> None:
     assert isinstance(answer, Ack | StreamError | ServerShutdown | Poison)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.binary())
 def test_classify_answers_any_bytes(raw: bytes) -> None:
     """Noise on the line is poison, and stops nothing."""

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 import fastavro
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -16,6 +17,7 @@ from ingestor.resources import read_schema
 
 MARKET_DATA: dict[str, Any] = json.loads(read_schema("market_data"))
 LARGEST = 10**38 - 1
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine proves nothing
 
 
 def decimal_text(unscaled: int, padding: str = "") -> str:
