@@ -218,11 +218,16 @@ class ReceiveLane(trio.abc.Stream):
     stalls the reader. It is called once for each list, in order; a list it was not yet called with stays and is had
     from `take_pending`. Control frames that arrived with messages are passed on first: a ping is answered even while
     the consumer is full.
+
+    `error` is what ended it. It is raised to trio-websocket as well, but its reader may lose it on its way out: there
+    is a checkpoint, and a cancellation that arrives at it takes the place of the error. So whoever ends the connection
+    looks here.
     """
 
     def __init__(
         self, stream: trio.abc.Stream, deliver: Deliver, *, max_message_bytes: int = MAX_MESSAGE_BYTES
     ) -> None:
+        self.error: Exception | None = None
         self._stream = stream
         self._deliver = deliver
         self._slicer = FrameSlicer(max_message_bytes)
@@ -263,9 +268,16 @@ class ReceiveLane(trio.abc.Stream):
         """Return bytes for trio-websocket: handshake and control frames, whole ones; b"" at the end of the stream.
 
         `max_bytes` is not looked at: what is left of a large read is small, and cutting it would help nobody. Raises
-        DisconnectedError when the venue refuses the handshake or breaks the protocol.
+        DisconnectedError when the venue refuses the handshake or breaks the protocol, and what `deliver` raises.
         """
         del max_bytes
+        try:
+            return await self._receive()
+        except Exception as error:
+            self.error = error
+            raise
+
+    async def _receive(self) -> bytes:
         while True:
             await self.flush()
             data = await self._read()

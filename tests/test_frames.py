@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,11 +42,11 @@ def slice_all(chunks: Iterable[bytes], *, max_message_bytes: int = 200_000, head
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     """Cut the bytes at the given places."""
     bounds = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[first:end] for first, end in zip(bounds, bounds[1:], strict=False) if first < end]
+    return [data[first:end] for first, end in pairwise(bounds) if first < end]
 
 
 def as_wsproto_reads(data: bytes) -> tuple[list[bytes], list[tuple[type, bytes]]]:
-    """What the reference parser makes of the same bytes: data messages, and control frames."""
+    """Tell what the reference parser makes of the same bytes: data messages, and control frames."""
     connection = Connection(ConnectionType.CLIENT, [], data)
     messages: list[bytes] = []
     controls: list[tuple[type, bytes]] = []
@@ -96,7 +97,7 @@ def test_any_cut_of_any_conversation_reads_as_the_reference_parser_reads_it(
 
 
 def test_a_conversation_cut_at_every_byte_reads_the_same() -> None:
-    """Handshake, short, 16-bit, 64-bit, fragmented and control frames, in two pieces at each boundary, and byte by byte."""
+    """Every kind of frame behind the handshake, in two pieces at each boundary, and byte by byte."""
     wire = (
         HEAD
         + frame(b"one")
@@ -188,7 +189,8 @@ def test_garbage_never_raises_and_never_depends_on_the_cut(garbage: bytes, seed:
 
 
 @pytest.mark.parametrize(
-    ("status", "meaning"), [(451, "does not serve this location"), (403, "firewall"), (429, "too many"), (200, "unexpected")]
+    ("status", "meaning"),
+    [(451, "does not serve this location"), (403, "firewall"), (429, "too many"), (200, "unexpected")],
 )
 def test_a_refused_handshake_says_why(status: int, meaning: str) -> None:
     """Status, its meaning at this venue, and the beginning of the body."""
@@ -212,7 +214,9 @@ def test_a_refusal_tells_how_long_the_venue_wants_to_be_left_alone() -> None:
     assert (first.retry_after_s, second.retry_after_s) == (120.0, 0.0)
 
 
-@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x15\x03\x01", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/2\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x15\x03\x01", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/2\r\n\r\n"]
+)
 def test_an_answer_that_is_not_http_is_refused_at_once(answer: bytes) -> None:
     """Nobody waits for a blank line that never comes."""
     error = FrameSlicer().feed(answer).error
@@ -246,7 +250,7 @@ class Consumer:
 
 
 async def open_lane(consumer: Consumer, first: Sequence[bytes] = ()) -> tuple[ReceiveLane, trio.abc.Stream]:
-    """A lane past its handshake, with `first` already sent in one segment, and the venue's end of it."""
+    """Return a lane past its handshake, with `first` already sent in one segment, and the venue's end of it."""
     ours, theirs = trio.testing.memory_stream_pair()
     lane = ReceiveLane(ours, consumer.deliver)
     await theirs.send_all(HEAD)
@@ -363,20 +367,20 @@ async def test_an_end_before_the_handshake_is_over_is_a_lost_connection(bytes_be
 async def test_a_broken_stream_is_a_lost_connection_before_the_handshake_and_trio_websockets_matter_after_it() -> None:
     """Both ways end in DisconnectedError, this one at once."""
 
-    class Broken(trio.abc.ReceiveStream):
-        async def receive_some(self, max_bytes: int | None = None) -> bytes:
-            raise trio.BrokenResourceError
+    async def break_off() -> None:
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError
 
-        async def aclose(self) -> None:
-            await trio.lowlevel.checkpoint()
-
-    lane, _ = await open_lane(Consumer())
-    fresh = ReceiveLane(trio.StapledStream(trio.testing.MemorySendStream(), Broken()), Consumer().deliver)
-    lane._stream = fresh._stream
-    with pytest.raises(DisconnectedError, match="lost during the handshake"):
-        await fresh.receive_some()
-    with pytest.raises(trio.BrokenResourceError):
-        await lane.receive_some()
+    for head, seen_as in ((b"", DisconnectedError), (HEAD, trio.BrokenResourceError)):
+        ours, theirs = trio.testing.memory_stream_pair()
+        lane = ReceiveLane(ours, Consumer().deliver)
+        if head:
+            await theirs.send_all(head)
+            await lane.receive_some()
+        ours.receive_stream.receive_some_hook = break_off
+        with pytest.raises(seen_as):
+            await lane.receive_some()
+        assert isinstance(lane.error, seen_as)
 
 
 async def test_an_end_of_the_stream_and_everything_sent_pass_through() -> None:

@@ -1,0 +1,681 @@
+"""The live feed: subscribing, reconnecting, watching, and never losing what was read, against a scripted venue."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+import trustme
+from prometheus_client import CollectorRegistry
+
+from ingestor.core.backoff import Backoff
+from ingestor.core.binance import Ack, ServerShutdown, StreamError
+from ingestor.core.errors import DisconnectedError
+from ingestor.core.health import HealthBoard
+from ingestor.core.model import Subscription
+from ingestor.core.rate_limit import RateLimit
+from ingestor.metrics import Metrics
+from ingestor.websocket_client import Connection, FeedLimits, VenueUrl, open_stream, parse_url
+from tests.fakes.venue import CLOSE, PING, FakeVenue, VenueSocket, frame, never, polite
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from ingestor.core.binance import Control
+    from tests.fakes.venue import Script
+
+BTC = (Subscription("BTCUSDT", "trade"),)
+MANY = tuple(Subscription(f"S{index:04}USDT", "trade") for index in range(400))
+TRADE = '{"stream":"btcusdt@trade","data":{}}'
+
+
+class Consumer:
+    """Keeps messages and reads controls as core/intake.py does; waits while `room` is not set."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.room = trio.Event()
+        self.room.set()
+
+    async def consume(self, messages: list[bytes], received_s: float) -> Sequence[Control]:
+        assert received_s <= trio.current_time()
+        await self.room.wait()
+        controls: list[Control] = [control for message in messages if (control := as_control(message)) is not None]
+        self.messages += [message.decode() for message in messages if as_control(message) is None]
+        return controls
+
+
+def as_control(message: bytes) -> Control | None:
+    if message.startswith(b'{"stream":"!serverShutdown"'):
+        return ServerShutdown()
+    if message.startswith(b'{"error"'):
+        error = json.loads(message)
+        return StreamError(error["error"]["code"], error["error"]["msg"], error.get("id"))
+    return Ack(json.loads(message)["id"]) if message.startswith(b'{"result"') else None
+
+
+class Bench:
+    """A connection wired to a scripted venue, with everything it reports to."""
+
+    def __init__(self, nursery: trio.Nursery, scripts: Sequence[Script | Exception]) -> None:
+        self.nursery = nursery
+        self.venue = FakeVenue(nursery, scripts)
+        self.consumer = Consumer()
+        self.board = HealthBoard()
+        self.metrics = Metrics(CollectorRegistry())
+        self.connects = RateLimit(250, 300.0)
+        self.limits = FeedLimits()
+
+    def start(
+        self,
+        subscriptions: tuple[Subscription, ...] = BTC,
+        url: VenueUrl | None = None,
+        connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
+    ) -> Connection:
+        connection = Connection(
+            "feed-1",
+            subscriptions,
+            self.consumer.consume,
+            url=url or parse_url("ws://venue"),
+            connect=connect or self.venue.connect,
+            backoff=Backoff(initial_s=1.0, max_s=60.0, multiplier=2.0, jitter=None),
+            connects=self.connects,
+            board=self.board,
+            metrics=self.metrics,
+            limits=self.limits,
+        )
+        self.nursery.start_soon(connection.run)
+        return connection
+
+    @property
+    def fact(self) -> tuple[str, int]:
+        fact = self.board.connections["feed-1"]
+        return fact.state, fact.acknowledged
+
+    def since(self, start_s: float) -> list[float]:
+        return [round(at_s - start_s, 6) for at_s in self.venue.attempts]
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+def causes(log: list[Any]) -> list[str]:
+    return [line["cause"] for line in log if line["event"] == "connection_lost"]
+
+
+# Subscribing
+
+
+async def test_a_connection_asks_for_the_combined_mode_and_is_live_when_everything_is_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Three messages for 400 names, 300 ms apart; live only with the last acknowledgement."""
+    asked: list[tuple[float, int]] = []
+    states: list[tuple[str, int]] = []
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        for _ in range(3):
+            request = await socket.read_request()
+            asked.append((trio.current_time(), len(request["params"])))
+            await trio.sleep(0.1)
+            await socket.send_text(json.dumps({"result": None, "id": request["id"]}))
+            await trio.sleep(0.1)
+            states.append(bench.fact)
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start(MANY)
+        start_s = trio.current_time()
+        await trio.sleep(5)
+        assert [(round(at_s - start_s, 6), names) for at_s, names in asked] == [(0.0, 150), (0.3, 150), (0.6, 100)]
+        assert states == [("subscribing", 150), ("subscribing", 300), ("live", 400)]
+        assert bench.venue.sockets[0].requested_path == "/stream"
+        assert bench.venue.sockets[0].requested_host == "venue"
+        assert bench.board.connections["feed-1"].is_live
+        assert bench.metrics.connections_open._value.get() == 1
+        nursery.cancel_scope.cancel()
+    assert bench.metrics.connections_open._value.get() == 0
+
+
+async def test_one_refused_name_is_logged_and_the_others_are_subscribed(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """The venue refuses whole messages; the halves are asked for until the bad name is alone."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        while True:
+            request = await socket.read_request()
+            if "s0002usdt@trade" in request["params"]:
+                error = {"error": {"code": 2, "msg": "Invalid request: invalid stream"}, "id": request["id"]}
+                await socket.send_text(json.dumps(error))
+            else:
+                await socket.send_text(json.dumps({"result": None, "id": request["id"]}))
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start(MANY[:5])
+        await trio.sleep(8)
+        assert bench.fact == ("live", 4)
+        assert not bench.board.connections["feed-1"].is_live
+        nursery.cancel_scope.cancel()
+    refusals = [line["given_up"] for line in log if line["event"] == "subscription_refused"]
+    assert [names for names in refusals if names] == [["s0002usdt@trade"]]
+
+
+async def test_a_subscription_that_is_never_answered_costs_the_connection(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Ten seconds after the message; data that keeps coming is no answer."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        while True:
+            await socket.send_text(TRADE)
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(15)
+        assert bench.since(start_s) == [0, 11]
+        nursery.cancel_scope.cancel()
+    assert causes(log) == ["no answer to SUBSCRIBE within 10 s"]
+
+
+async def test_an_answer_that_lies_unread_behind_a_full_consumer_is_waited_for(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """A stalled sink is no fault of the venue: the clock for answers stands still too."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.send_text(TRADE)
+        await socket.grant()
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.consumer.room = trio.Event()
+        bench.start()
+        await trio.sleep(25)
+        bench.consumer.room.set()
+        await trio.sleep(1)
+        assert (bench.fact, causes(log)) == (("live", 1), [])
+        nursery.cancel_scope.cancel()
+
+
+# Losing and reopening
+
+
+async def test_reconnects_come_later_each_time_until_data_flows(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Refused, hung up in the handshake, accepted and cut without data: none of them resets the delay; data does."""
+
+    async def hang_up(socket: VenueSocket) -> None:
+        await socket.read_head()
+
+    async def accept_and_cut(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def send_data_and_cut(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await socket.send_text(TRADE)
+
+    refused = OSError("all attempts to connect failed")
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [refused, hang_up, accept_and_cut, refused, send_data_and_cut, refused, refused, polite])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(30)
+        assert bench.since(start_s) == [0, 1, 3, 7, 15, 16, 18, 22]
+        assert bench.consumer.messages == [TRADE]
+        assert (bench.fact, bench.metrics.reconnections.value) == (("live", 1), 7)
+        nursery.cancel_scope.cancel()
+    assert causes(log) == [
+        "no connection: all attempts to connect failed",
+        "connection closed during the handshake",
+        "connection lost without a close frame",
+        "no connection: all attempts to connect failed",
+        "connection lost without a close frame",
+        "no connection: all attempts to connect failed",
+        "no connection: all attempts to connect failed",
+    ]
+
+
+async def test_a_connection_that_says_nothing_is_given_up(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Half-open before the handshake: ten seconds. Not even a connect: ten seconds."""
+
+    async def connect_nowhere() -> trio.abc.Stream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        Bench(nursery, [never]).start()
+        Bench(nursery, []).start(connect=connect_nowhere)
+        await trio.sleep(10.5)
+        nursery.cancel_scope.cancel()
+    assert sorted(causes(log)) == ["no connection within 10 s", "no handshake within 10 s"]
+
+
+async def test_silence_of_thirty_seconds_costs_the_connection_and_pings_count(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """The venue pings every 20 s; the last ping is at 40 s, the loss at 70 s. Every ping is answered."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        for number in range(2):
+            await trio.sleep(20)
+            await socket.send(frame(bytes([number]), PING))
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(75)
+        assert bench.since(start_s) == [0, 71]
+        assert bench.venue.sockets[0].pongs == [b"\x00", b"\x01"]
+        nursery.cancel_scope.cancel()
+    assert causes(log) == ["silent for 30 s"]
+
+
+async def test_an_announced_shutdown_reconnects_at_once_but_not_twice_in_a_row(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """No delay after the first announcement; a second one within a minute waits like a loss."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(5)
+        await socket.send_text(TRADE, '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1}}')
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, script, polite])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(20)
+        assert bench.since(start_s) == [0, 5, 11]
+        assert bench.consumer.messages == [TRADE, TRADE]
+        nursery.cancel_scope.cancel()
+    assert causes(log) == ["server shutdown announced"] * 2
+
+
+async def test_connects_of_all_connections_share_the_limit_of_the_venue(autojump_clock: trio.testing.MockClock) -> None:
+    """With two places in 100 s, the third connect of two connections waits for its place."""
+    refused = OSError("refused")
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [refused, refused, polite, polite])
+        bench.connects = RateLimit(2, 100.0)
+        bench.start()
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(150)
+        assert bench.since(start_s) == [0, 0, 100, 100]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_refusal_that_names_a_wait_is_obeyed(autojump_clock: trio.testing.MockClock, log: list[Any]) -> None:
+    """429 with Retry-After: the longer of that and the backoff."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.read_head()
+        await socket.send(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 42\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(50)
+        assert bench.since(start_s) == [0, 42]
+        nursery.cancel_scope.cancel()
+    assert causes(log) == ["handshake answered with HTTP 429: too many requests"]
+
+
+@pytest.mark.parametrize(
+    ("wire", "cause"),
+    [
+        (frame(b"x" * 2_000_000)[:2000], "message of more than 1048576 bytes"),
+        (b"\x81\x85abcdhello", "masked frame"),
+        (frame(b"x", 0xC1), "reserved bits"),
+        (frame(b"cut in the middle")[:7], "connection lost without a close frame"),
+        (frame(b"\x03\xf0Too many requests", CLOSE), "closed by the venue: 1008 Too many requests"),
+        (frame(b"\x03\xe9", CLOSE), "closed by the venue: 1001 GOING_AWAY"),
+        (frame(b"\x00\x01", CLOSE), "closed by the venue: 1002 CLOSE with invalid code"),
+    ],
+)
+async def test_a_bad_frame_ends_the_connection_and_not_the_process(
+    wire: bytes, cause: str, autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """The cause is named, the message before it is delivered, the next connection works."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await socket.send(frame(TRADE.encode()) + wire)
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.start()
+        await trio.sleep(5)
+        assert bench.fact == ("live", 1)
+        assert bench.consumer.messages == [TRADE]
+        nursery.cancel_scope.cancel()
+    (seen,) = causes(log)
+    assert cause in seen
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (b"HTTP/1.1 451 X\r\n\r\n", "HTTP 451: the venue does not serve this location"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", "HTTP 200: unexpected answer (hello)"),
+        (b"\x00garbage", "not HTTP"),
+        (b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n", "Error"),
+        (b"HTTP/1.1 101 X\r\nUpgrade: h2c\r\n\r\n", "Error"),
+        (b"HTTP/1.1 101 X\r\nno colon\r\n\r\n", "Error"),
+    ],
+)
+async def test_a_bad_answer_to_the_handshake_is_a_loss_with_a_cause(
+    answer: bytes, cause: str, autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Refusals, garbage and 101s that are none, whichever library notices."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.read_head()
+        await socket.send(answer)
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(5)
+        assert bench.since(start_s) == [0, 1]
+        nursery.cancel_scope.cancel()
+    (seen,) = causes(log)
+    assert cause in seen
+
+
+# Nothing that was read is lost
+
+
+async def test_pings_are_answered_while_the_consumer_is_full(autojump_clock: trio.testing.MockClock) -> None:
+    """A ping that was read together with messages gets its pong before anyone waits for room."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+        await socket.send(frame(TRADE.encode()) + frame(b"p", PING) + frame(TRADE.encode()))
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start()
+        await trio.sleep(0.5)
+        bench.consumer.room = trio.Event()
+        await trio.sleep(300)
+        assert bench.venue.sockets[0].pongs == [b"p"]
+        assert (bench.fact, bench.consumer.messages) == (("live", 1), [])
+        bench.consumer.room.set()
+        await trio.sleep(1)
+        assert bench.consumer.messages == [TRADE, TRADE]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_lost_while_the_consumer_is_full_loses_no_message(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The hand-over under way is finished once, however long it takes, before the next connection opens."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+        await socket.send(frame(b"a") + frame(b"p", PING) + frame(b"b") + frame(b"\x03\xe8", CLOSE))
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.start()
+        start_s = trio.current_time()
+        await trio.sleep(0.5)
+        bench.consumer.room = trio.Event()
+        await trio.sleep(99.5)
+        assert bench.since(start_s) == [0]
+        bench.consumer.room.set()
+        await trio.sleep(5)
+        assert bench.consumer.messages == ["a", "b"]
+        assert bench.since(start_s) == [0, 101]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("room_after_s", "delivered"), [(2, ["a"]), (None, [])])
+async def test_a_stop_waits_for_the_hand_over_under_way_but_not_for_ever(
+    room_after_s: float | None, delivered: list[str], autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Room within three seconds: delivered. No room: let go, counted and logged, three seconds after the stop."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+        await socket.send(frame(b"a"))
+        await socket.stay()
+
+    async with trio.open_nursery() as outer:
+        async with trio.open_nursery() as nursery:
+            bench = Bench(nursery, [script])
+            bench.start()
+            await trio.sleep(0.5)
+            bench.consumer.room = trio.Event()
+            await trio.sleep(10)
+            start_s = trio.current_time()
+            if room_after_s is not None:
+
+                @outer.start_soon
+                async def _() -> None:
+                    await trio.sleep(room_after_s)
+                    bench.consumer.room.set()
+
+            nursery.cancel_scope.cancel()
+        assert bench.consumer.messages == delivered
+        assert trio.current_time() - start_s == (3 if room_after_s is None else room_after_s)
+    assert [line["messages"] for line in log if line["event"] == "messages_abandoned"] == ([] if delivered else [1])
+    assert bench.metrics.abandoned.labels(reason="stop")._value.get() == (0 if delivered else 1)
+
+
+async def test_a_bug_in_the_consumer_ends_the_process(autojump_clock: trio.testing.MockClock) -> None:
+    """Neither an OSError of a full disk nor a closed channel behind the consumer passes for a lost connection."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.send_text(TRADE)
+        await socket.stay()
+
+    for bug, seen_as in ((OSError("disk full"), OSError), (trio.ClosedResourceError(), RuntimeError)):
+
+        async def consume(messages: list[bytes], received_s: float, bug: Exception = bug) -> Sequence[Control]:
+            await trio.lowlevel.checkpoint()
+            raise bug
+
+        with pytest.RaisesGroup(seen_as, allow_unwrapped=False, flatten_subgroups=True):  # type: ignore[call-overload]
+            async with trio.open_nursery() as nursery:
+                bench = Bench(nursery, [script])
+                bench.consumer.consume = consume  # type: ignore[method-assign]
+                bench.start()
+
+
+async def test_a_bug_in_a_hand_over_that_outlives_its_connection_is_not_taken_for_the_loss(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """trio-websocket's cancelled reader swallows the error; the lane has kept it."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.read_request()
+        await socket.send_text(TRADE)
+
+    async def consume(messages: list[bytes], received_s: float) -> Sequence[Control]:
+        await trio.sleep(1)  # meanwhile the second SUBSCRIBE finds the connection cut
+        raise OSError("disk full")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="disk full"), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            bench = Bench(nursery, [script])
+            bench.consumer.consume = consume  # type: ignore[method-assign]
+            bench.start(MANY)
+
+
+async def test_two_losses_at_once_are_told_as_one(autojump_clock: trio.testing.MockClock, log: list[Any]) -> None:
+    """What we noticed ourselves explains more than what followed from it."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+        await socket.send(frame(b"\x03\xe8", CLOSE) + frame(b"x", 0xC1))
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.start()
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    assert causes(log) == ["closed by the venue: 1000 NORMAL_CLOSURE"]
+
+
+# Real sockets
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def venue_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def play_for_real(
+    nursery: trio.Nursery, script: Script, tls: ssl.SSLContext | None, trust: ssl.SSLContext | None, log: list[Any]
+) -> Bench:
+    """Serve the script on a loopback port and connect to it; return when it was lost or the first data arrived."""
+    bench = Bench(nursery, [script])
+    port = await bench.venue.serve(tls)
+    url = parse_url(f"{'ws' if tls is None else 'wss'}://localhost:{port}")
+    bench.start(url=replace(url, host="127.0.0.1"), connect=lambda: open_stream(url, trust))
+    await until(lambda: bool(bench.consumer.messages or causes(log)))
+    return bench
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the kernel brings about in its own time."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - nobody could set an event
+            await trio.sleep(0.001)
+
+
+async def send_trade(socket: VenueSocket) -> None:
+    await socket.accept(along=frame(b"early"))
+    await socket.grant()
+    await socket.send_text(TRADE)
+    await socket.stay()
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_messages_flow_over_a_real_socket(is_tls: bool, authority: trustme.CA, log: list[Any]) -> None:
+    """Plain, and with TLS verified against the authority and the name."""
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    tls = venue_context(authority, "localhost") if is_tls else None
+    async with trio.open_nursery() as nursery:
+        bench = await play_for_real(nursery, send_trade, tls, trust, log)
+        await until(lambda: len(bench.consumer.messages) == 2)
+        assert bench.consumer.messages == ["early", TRADE]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_a_certificate_that_does_not_prove_the_venue_is_a_loss_with_a_cause(
+    trusted: bool, authority: trustme.CA, log: list[Any]
+) -> None:
+    """Another name under a trusted authority, or the right name under an unknown one."""
+    trust = None
+    if trusted:
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+    tls = venue_context(authority, "elsewhere.example" if trusted else "localhost")
+    async with trio.open_nursery() as nursery:
+        await play_for_real(nursery, send_trade, tls, trust, log)
+        nursery.cancel_scope.cancel()
+    assert "certificate verify failed" in causes(log)[0]
+
+
+async def test_a_port_where_nobody_listens_is_a_loss_with_a_cause(log: list[Any]) -> None:
+    """Refused by the kernel."""
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        url = parse_url(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}")
+        await listener.aclose()
+        Bench(nursery, []).start(connect=lambda: open_stream(url))
+        await until(lambda: bool(causes(log)))
+        nursery.cancel_scope.cancel()
+    assert "all attempts to connect" in causes(log)[0]
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "host_header"),
+    [
+        (
+            "wss://stream.binance.com:9443",
+            VenueUrl("stream.binance.com", 9443, True, "/stream"),
+            "stream.binance.com:9443",
+        ),
+        ("wss://stream.binance.com", VenueUrl("stream.binance.com", 443, True, "/stream"), "stream.binance.com"),
+        ("ws://[::1]:8081/venue/", VenueUrl("::1", 8081, False, "/venue/stream"), "[::1]:8081"),
+        ("ws://localhost", VenueUrl("localhost", 80, False, "/stream"), "localhost"),
+    ],
+)
+def test_a_url_is_taken_apart(text: str, url: VenueUrl, host_header: str) -> None:
+    """Host, port with its default, and the combined path below whatever path the URL has."""
+    assert parse_url(text) == url
+    assert url.host_header == host_header
+
+
+@pytest.mark.parametrize("text", ["https://stream.binance.com", "stream.binance.com:9443", "wss://", ""])
+def test_a_url_of_another_kind_is_refused(text: str) -> None:
+    """Only ws and wss, with a host."""
+    with pytest.raises(ValueError, match="not a ws:// or wss:// URL"):
+        parse_url(text)
+
+
+def test_a_loss_is_one_of_our_errors() -> None:
+    """So that the supervisor needs to know no foreign library."""
+    assert issubclass(DisconnectedError, Exception)
