@@ -43,6 +43,10 @@ class Budget:
         self.held_bytes -= size_bytes
         self._waiting.unpark_all()
 
+    async def wait_for_release(self) -> None:
+        """Wait until room is given back."""
+        await self._waiting.park()
+
 
 class BatchSender(Generic[T]):
     """The sending end; every producer owns a clone and closes it with a plain `with`."""
@@ -59,6 +63,19 @@ class BatchSender(Generic[T]):
         except BaseException:
             self._budget.release(batch.size_bytes)
             raise
+
+    async def wait_for_room(self) -> None:
+        """Wait until at most half of the channel is taken: for senders that can wait, beside those that cannot."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._is_half_full():
+            await self._budget.wait_for_release()
+
+    def _is_half_full(self) -> bool:
+        batches = self._channel.statistics()
+        return (
+            batches.current_buffer_used * 2 > batches.max_buffer_size
+            or self._budget.held_bytes * 2 > self._budget.max_bytes
+        )
 
     def clone(self) -> BatchSender[T]:
         """Another sender into the same channel; the channel ends when all of them are closed."""

@@ -56,6 +56,7 @@ log = structlog.get_logger()
 ENDPOINTS: Final = (
     "ping", "time", "exchangeInfo", "depth", "trades", "historicalTrades", "aggTrades", "klines", "ticker/24hr",
 )  # fmt: skip
+INVALID_SYMBOL: Final = -1121  # also after delisting
 PAGE_ROWS: Final = 1000  # the most that trades, aggTrades and klines answer with
 
 _WEIGHT_LIMIT: Final = 6000  # a minute, until exchangeInfo says otherwise
@@ -174,12 +175,19 @@ class RestClient:
                 self._budget.set_limit(limit.limit // limit.interval_count)
         return info
 
-    async def depth(self, symbol: str, levels: int, *, on_admitted: Callable[[], None] | None = None) -> DepthSnapshot:
+    async def depth(
+        self,
+        symbol: str,
+        levels: int,
+        *,
+        purpose: Purpose = "books",
+        on_admitted: Callable[[], None] | None = None,
+    ) -> DepthSnapshot:
         """Return the order book, at most `levels` a side.
 
         `on_admitted` is called when the budget has admitted the request, before each time it is sent.
         """
-        call = _Call("depth", depth_weight(levels), "books", {"symbol": symbol, "limit": levels})
+        call = _Call("depth", depth_weight(levels), purpose, {"symbol": symbol, "limit": levels})
         return await self._fetch(call, decode_depth, on_admitted)
 
     async def trades(self, symbol: str, limit: int, *, purpose: Purpose = "probes") -> list[RestTrade]:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from math import inf
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from ingestor.core.claims import Intervals, kline_ordinal
 from ingestor.core.model import Gap, Subscription
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 T = TypeVar("T")
 
@@ -221,7 +219,7 @@ class Holdback(Generic[T]):
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
-        self.due_at = float("inf")
+        self.due_at = inf
         self._held: dict[int, T] = {}
 
     def offer(self, sequence: int, item: T, now: float) -> Release[T]:
@@ -252,15 +250,15 @@ class Holdback(Generic[T]):
         while self.expected in self._held:
             items.append(self._held.pop(self.expected))
             self.expected += 1
-        self.due_at = now + _HOLDBACK_S if self._held else float("inf")
+        self.due_at = now + _HOLDBACK_S if self._held else inf
         return items
 
 
 class PendingGaps:
-    """What is missing and not yet repaired: a coalescing set of ids per subscription, handed out in pieces, in turn.
+    """What is missing and not yet repaired: a coalescing set of ids per subscription, looked at in turn.
 
-    Nothing overflows and nothing blocks: however often the same ids are reported, they are held once. `now` is the
-    monotonic clock in seconds; a subscription that was postponed is passed over until then.
+    Nothing overflows and nothing blocks: however often the same ids are reported, they are held once, until they are
+    withdrawn. `now` is the monotonic clock in seconds; a subscription that was postponed is passed over until then.
     """
 
     def __init__(self) -> None:
@@ -280,54 +278,47 @@ class PendingGaps:
         if len(missing) > _MAX_RUNS:
             _join_nearest(missing)
 
-    def take_next(self, max_ids: int, now: float) -> Gap | None:
-        """Take the lowest missing ids, at most `max_ids` in a row, of the subscription whose turn it is."""
+    def next_run(self, now: float) -> Gap | None:
+        """Return the lowest run of missing ids of the subscription whose turn it is; they stay held."""
         for _ in range(len(self._turns)):
             subscription = self._turns[0]
             self._turns.rotate(-1)
             if self._not_before.get(subscription, now) <= now:
-                return self._take(subscription, max_ids)
+                first, last = next(iter(self._missing[subscription]))
+                return Gap(subscription, first, last, self._detected_ms[subscription])
         return None
 
-    def withdraw(self, subscription: Subscription, first: int, last: int) -> Iterator[Gap]:
-        """Take out whatever is held between `first` and `last` (inclusive)."""
+    def within(self, subscription: Subscription, first: int, last: int) -> list[Gap]:
+        """Return what is held between `first` and `last` (inclusive), run by run."""
+        missing = self._missing.get(subscription)
+        if missing is None:
+            return []
+        detected_ms = self._detected_ms[subscription]
+        return [Gap(subscription, start, end, detected_ms) for start, end in missing.within(first, last)]
+
+    def withdraw(self, subscription: Subscription, first: int, last: int) -> None:
+        """Hold what lies between `first` and `last` (inclusive) no longer."""
         missing = self._missing.get(subscription)
         if missing is None:
             return
-        detected_ms = self._detected_ms[subscription]
-        for start, end in list(missing.within(first, last)):
-            self._discard(subscription, start, end)
-            yield Gap(subscription, start, end, detected_ms)
-
-    def postpone(self, subscription: Subscription, until: float) -> None:
-        """Hand out nothing of `subscription` before `until`."""
-        self._not_before[subscription] = until
-
-    def due_at(self, now: float) -> float:
-        """Return when there is something to take: `now`, later, or never (inf)."""
-        return min((max(now, self._not_before.get(each, now)) for each in self._turns), default=float("inf"))
-
-    def count(self) -> int:
-        """How many ids are held."""
-        return sum(missing.count() for missing in self._missing.values())
-
-    def __len__(self) -> int:
-        return len(self._missing)
-
-    def _take(self, subscription: Subscription, max_ids: int) -> Gap:
-        first, last = next(iter(self._missing[subscription]))
-        last = min(last, first + max_ids - 1)
-        gap = Gap(subscription, first, last, self._detected_ms[subscription])
-        self._discard(subscription, first, last)
-        return gap
-
-    def _discard(self, subscription: Subscription, first: int, last: int) -> None:
-        missing = self._missing[subscription]
         missing.discard(first, last)
         if not missing:
             del self._missing[subscription], self._detected_ms[subscription]
             self._not_before.pop(subscription, None)
             self._turns.remove(subscription)
+
+    def postpone(self, subscription: Subscription, until: float) -> None:
+        """Pass `subscription` over before `until`."""
+        if subscription in self._missing:
+            self._not_before[subscription] = until
+
+    def due_at(self, now: float) -> float:
+        """Return when there is something to do: `now`, later, or never (inf)."""
+        return min((max(now, self._not_before.get(each, now)) for each in self._turns), default=inf)
+
+    def count(self) -> int:
+        """How many ids are held."""
+        return sum(missing.count() for missing in self._missing.values())
 
 
 def _join_nearest(missing: Intervals) -> None:
