@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ingestor.core.claims import Coverage, Entry, Intervals
+from ingestor.core.model import Claim, Subscription
+from ingestor.core.resume import (
+    Beat,
+    Identity,
+    Resume,
+    Resumed,
+    Window,
+    beat_from_avro,
+    beat_to_avro,
+    carried,
+    split,
+    windows,
+)
+from ingestor.serializer import decode_heartbeat, encode_heartbeat
+
+TRADES = Subscription("BTCUSDT", "trade")
+DEPTH = Subscription("BTCUSDT", "depth")
+BARS = Subscription("BTCUSDT", "kline_1m")
+OTHER = Subscription("ETHUSDT", "trade")
+US = Identity("ingestor", "test", "api.binance.com", "us-east-1/data")
+
+NOTHING = Intervals()
+LONG_AGO_S = 3_000.0
+
+
+def entry(origin: int, *covered: tuple[int, int], settled: bool = True, generation: int = 0, last_ms: int = 0) -> Entry:
+    return Entry(origin, Intervals(covered), generation, settled, last_ms)
+
+
+def beat(
+    entries: dict[Subscription, Entry],
+    *,
+    instance: str = "old",
+    identity: Identity = US,
+    final: bool = False,
+    interval_ms: int = 5_000,
+) -> Beat:
+    return Beat(
+        service=identity.service,
+        environment=identity.environment,
+        rest_host=identity.rest_host,
+        data_stream=identity.data_stream,
+        instance=instance,
+        version="1",
+        started_ms=0,
+        sent_ms=0,
+        beat=0,
+        part=0,
+        parts=1,
+        interval_ms=interval_ms,
+        final=final,
+        entries=[carried(subscription, value) for subscription, value in entries.items()],
+    )
+
+
+class Start:
+    """A start of one task that heard nothing yet, at time 0."""
+
+    def __init__(self, *subscriptions: Subscription) -> None:
+        self.coverage = Coverage()
+        self.resume = Resume(
+            self.coverage, subscriptions or (TRADES,), identity=US, instance="new", lookback_s=86_400.0
+        )
+
+    def begin(self, first_id: int, subscription: Subscription = TRADES, *, event_ms: int = 1_000) -> Start:
+        """Let the live line see its first id."""
+        self.coverage.originate(subscription, first_id)
+        self.resume.begin(subscription, first_id, event_ms)
+        return self
+
+    def read(self, windows_read: int = 1, now: float = 0.0) -> list[Resumed]:
+        """Windows are read to their end; what is ready then."""
+        for _ in range(windows_read):
+            self.resume.window_read(now)
+        return self.resume.take(now)
+
+
+class TestBeats:
+    def test_a_beat_survives_the_wire(self) -> None:
+        """Through the Avro schema and back, entries included."""
+        written = beat({TRADES: entry(5, (5, 9), (12, 12), generation=1, last_ms=7), DEPTH: entry(1)})
+        read = beat_from_avro(decode_heartbeat(encode_heartbeat(beat_to_avro(written))))
+        assert read == written
+        assert dict(read.coverage()) == {
+            TRADES: entry(5, (5, 9), (12, 12), generation=1, last_ms=7),
+            DEPTH: entry(1),
+        }
+        assert read.identity == US
+
+    def test_a_value_of_another_shape_is_refused(self) -> None:
+        """A foreign record in the stream is an error to catch, not a beat."""
+        with pytest.raises(msgspec.ValidationError):
+            beat_from_avro({"service": "other"})
+
+    def test_a_beat_carries_sixteen_intervals_of_a_subscription(self) -> None:
+        """The entry itself forgets nothing."""
+        scattered = entry(0, *((number, number) for number in range(0, 60, 2)))
+        assert len(carried(TRADES, scattered).covered) == 16
+        assert len(scattered.covered) == 30
+
+    def test_parts_hold_two_hundred_subscriptions(self) -> None:
+        """All of them once, in order; without any there is still one part."""
+        many = [Subscription(f"S{number}", "trade") for number in range(450)]
+        assert [len(part) for part in split(many)] == [200, 200, 50]
+        assert [name for part in split(many) for name in part] == many
+        assert split([]) == [[]]
+
+    def test_a_full_part_stays_far_below_what_a_record_may_hold(self) -> None:
+        """200 subscriptions with 16 intervals each and the largest ids."""
+        big = 2**62
+        full = entry(big, *((big + 2 * number, big + 2 * number) for number in range(16)))
+        names = [Subscription(f"1000SATSUSDT{number}", "kline_15m") for number in range(200)]
+        assert len(encode_heartbeat(beat_to_avro(beat(dict.fromkeys(names, full))))) < 100_000
+
+
+class TestSearch:
+    def test_the_search_goes_back_in_growing_windows(self) -> None:
+        """Ten minutes, an hour, six hours, then the rest of the lookback."""
+        assert windows(86_400.0) == [(600, 0), (3_600, 600), (21_600, 3_600), (86_400, 21_600)]
+        assert windows(3_600.0) == [(600, 0), (3_600, 600)]
+        assert windows(60.0) == [(60, 0)]
+
+    def test_a_settled_entry_ends_the_search(self) -> None:
+        """The usual restart reads ten minutes."""
+        start = Start().begin(21)
+        start.resume.hear(beat({TRADES: entry(1, (1, 20))}, final=True), 5.0, 0.0)
+        assert start.resume.next_window() == Window(600, 0)
+        assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False)]
+        assert start.resume.next_window() is None
+        assert start.resume.is_over
+
+    def test_an_entry_that_is_not_settled_does_not_end_the_search(self) -> None:
+        """A task killed in its first second left an origin; the older account behind it opens the missing range."""
+        start = Start().begin(31)
+        start.resume.hear(beat({TRADES: entry(21, settled=False)}, instance="killed at once"), 60.0, 0.0)
+        assert start.read() == []
+        assert start.resume.next_window() == Window(3_600, 600)
+        start.resume.hear(beat({TRADES: entry(1, (1, 15))}), LONG_AGO_S, 0.0)
+        [resumed] = start.read()
+        assert list(resumed.missing) == [(16, 30)]
+        assert start.coverage[TRADES] == entry(1, (1, 15))
+
+    def test_a_kill_in_the_first_second_after_a_first_start_loses_nothing(self) -> None:
+        """Only an origin was ever written: from there to the first live id everything is missing."""
+        start = Start().begin(31)
+        start.resume.hear(beat({TRADES: entry(21, settled=False)}), 60.0, 0.0)
+        [resumed] = start.read(4)
+        assert list(resumed.missing) == [(21, 30)]
+        assert resumed.is_first_start is False
+
+    def test_a_window_that_was_not_read_to_its_end_proves_nothing(self) -> None:
+        """While reads fail there is no answer, however long it takes, and the same window is asked for again."""
+        start = Start().begin(31)
+        assert start.resume.take(1_000.0) == []
+        assert start.resume.next_window() == Window(600, 0)
+        assert start.resume.is_listening(1_000.0)
+
+    def test_the_first_start_ever_keeps_its_origin(self) -> None:
+        """Nothing in the whole lookback: settled, nothing missing, and said so."""
+        start = Start().begin(31)
+        assert start.read(3) == []
+        assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=True, is_restarted=False)]
+        assert start.coverage[TRADES] == entry(31)
+
+    def test_beats_of_another_identity_or_our_own_are_ignored(self) -> None:
+        """Another environment, another venue, another stream, and the origin beat of this very task."""
+        start = Start().begin(31)
+        for stranger in (US._replace(environment="prod"), US._replace(rest_host="x"), US._replace(data_stream="y")):
+            start.resume.hear(beat({TRADES: entry(1, (1, 9))}, identity=stranger), 60.0, 0.0)
+        start.resume.hear(beat({TRADES: entry(1, (1, 9))}, instance="new"), 60.0, 0.0)
+        [resumed] = start.read(4)
+        assert resumed.is_first_start
+
+    def test_several_writers_and_lost_beats_merge_in_any_order(self) -> None:
+        """Two tasks, beats of different age from several shards, newest first: the union counts."""
+        start = Start().begin(41)
+        for instance, covered in (("b", (15, 30)), ("a", (1, 20)), ("a", (1, 10)), ("b", (15, 22))):
+            start.resume.hear(beat({TRADES: entry(1, covered)}, instance=instance), 60.0, 0.0)
+        [resumed] = start.read()
+        assert list(resumed.missing) == [(31, 40)]
+
+
+class TestSubscriptions:
+    def test_a_reshaped_symbol_list_resumes_what_it_shares(self) -> None:
+        """Known subscriptions are answered at once, new ones after the whole search, forgotten ones are not carried."""
+        start = Start(TRADES, OTHER).begin(11).begin(500, OTHER)
+        start.resume.hear(beat({TRADES: entry(1, (1, 8)), DEPTH: entry(1, (1, 8))}), 60.0, 0.0)
+        [known] = start.read()
+        assert (known.subscription, list(known.missing)) == (TRADES, [(9, 10)])
+        [new] = start.read(3)
+        assert (new.subscription, new.is_first_start) == (OTHER, True)
+        assert set(start.coverage) == {TRADES, OTHER}
+
+    def test_a_quiet_symbol_is_answered_when_its_first_id_is_known(self) -> None:
+        """Until then it is open, and needs no more beats once those of running tasks cannot matter."""
+        start = Start()
+        start.resume.hear(beat({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
+        assert start.read() == []
+        assert not start.resume.is_over
+        assert not start.resume.is_listening(1.0)
+        start.begin(12)
+        [resumed] = start.resume.take(3_600.0)
+        assert list(resumed.missing) == [(9, 11)]
+
+    def test_the_lowest_first_id_counts(self) -> None:
+        """The venue's newest id was asked for while the first live record came in."""
+        start = Start().begin(14).begin(12).begin(13)
+        start.resume.hear(beat({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
+        [resumed] = start.read()
+        assert list(resumed.missing) == [(9, 11)]
+
+    def test_what_this_task_covered_meanwhile_is_not_missing(self) -> None:
+        """Repaired or re-delivered ids below the first live one count."""
+        start = Start().begin(21)
+        start.coverage.acknowledge([Claim(TRADES, 21, 30), Claim(TRADES, 12, 14)])
+        start.resume.hear(beat({TRADES: entry(1, (1, 10))}), 60.0, 0.0)
+        [resumed] = start.read()
+        assert list(resumed.missing) == [(11, 11), (15, 20)]
+        assert start.coverage[TRADES] == entry(1, (1, 10), (12, 14), (21, 30))
+
+
+class TestPredecessor:
+    """A deploy: the old task still runs."""
+
+    def started(self, *, age_s: float = 2.0) -> Start:
+        start = Start().begin(31)
+        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), age_s, 0.0)
+        assert start.read() == []
+        assert start.resume.is_listening(0.0)
+        return start
+
+    def test_it_is_awaited_until_it_covers_what_is_missing(self) -> None:
+        """Then nothing has to be fetched at all."""
+        start = self.started()
+        start.resume.hear(beat({TRADES: entry(1, (1, 29))}), 0.0, 5.0)
+        assert start.resume.take(5.0) == []
+        start.resume.hear(beat({TRADES: entry(1, (1, 33))}), 0.0, 10.0)
+        [resumed] = start.resume.take(10.0)
+        assert not resumed.missing
+        assert not start.resume.is_listening(10.0)
+
+    def test_its_final_beat_ends_the_wait(self) -> None:
+        """What it did not cover by then is missing."""
+        start = self.started()
+        start.resume.hear(beat({TRADES: entry(1, (1, 25))}, final=True), 0.0, 5.0)
+        [resumed] = start.resume.take(5.0)
+        assert list(resumed.missing) == [(26, 30)]
+
+    def test_three_silent_intervals_end_the_wait(self) -> None:
+        """It was heard two seconds before the start, so fifteen seconds are over at thirteen."""
+        start = self.started()
+        assert start.resume.take(13.0) == []
+        [resumed] = start.resume.take(13.1)
+        assert list(resumed.missing) == [(21, 30)]
+
+    def test_the_wait_ends_after_a_minute(self) -> None:
+        """A task that goes on beating without covering anything is not waited for."""
+        start = self.started()
+        for now in range(5, 60, 5):
+            start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 0.0, float(now))
+            assert start.resume.take(float(now)) == []
+        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 0.0, 60.0)
+        assert len(start.resume.take(60.0)) == 1
+
+    def test_only_tasks_that_take_the_same_subscription_are_awaited(self) -> None:
+        """Another share of the symbols says nothing about ours."""
+        start = Start().begin(31)
+        start.resume.hear(beat({TRADES: entry(1, (1, 20))}, instance="dead"), 60.0, 0.0)
+        start.resume.hear(beat({OTHER: entry(1, (1, 20))}, instance="running"), 1.0, 0.0)
+        assert len(start.read()) == 1
+
+    def test_a_quiet_symbol_waits_for_it_too(self) -> None:
+        """Its first id may come while the old task still runs."""
+        start = Start()
+        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 2.0, 0.0)
+        assert start.read() == []
+        assert start.resume.is_listening(1.0)
+        assert not start.resume.is_listening(14.0)
+
+
+class TestRestartOfIds:
+    def test_old_numbers_with_new_times_are_new_events(self) -> None:
+        """The venue was wiped: a new generation, and nothing is fetched from the old one."""
+        start = Start().begin(5, event_ms=900)
+        start.coverage.acknowledge([Claim(TRADES, 5, 6)])
+        start.resume.hear(beat({TRADES: entry(1, (1, 700), last_ms=800)}), 1.0, 0.0)
+        [resumed] = start.read()
+        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
+        assert start.coverage[TRADES] == entry(5, (5, 6), generation=1)
+
+    @pytest.mark.parametrize(
+        ("subscription", "first_id", "event_ms", "last_ms"),
+        [
+            (TRADES, 5, 800, 800),  # it covers our first id, so it has seen its time
+            (TRADES, 701, 900, 800),  # new numbers
+            (TRADES, 5, 900, 0),  # it never saw a time
+            (DEPTH, 5, 10_800, 800),  # another connection cut the same ids into other diffs
+            (BARS, 5, 900, 800),  # numbered by the clock
+        ],
+    )
+    def test_an_overlap_with_a_running_task_is_no_restart(
+        self, subscription: Subscription, first_id: int, event_ms: int, last_ms: int
+    ) -> None:
+        """Never take duplicates for new events."""
+        start = Start(subscription).begin(first_id, subscription, event_ms=event_ms)
+        start.resume.hear(beat({subscription: entry(1, (1, 700), last_ms=last_ms)}), 60.0, 0.0)
+        [resumed] = start.read()
+        assert resumed.is_restarted is False
+
+    def test_a_book_that_began_again_is_seen(self) -> None:
+        """Times are further apart than connections can be."""
+        start = Start(DEPTH).begin(5, DEPTH, event_ms=10_801)
+        start.resume.hear(beat({DEPTH: entry(1, (1, 700), last_ms=800)}), 60.0, 0.0)
+        [resumed] = start.read()
+        assert resumed.is_restarted
