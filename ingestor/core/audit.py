@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from msgspec import Struct
 
 from ingestor.core.claims import Intervals, Range, claim_of
-from ingestor.core.model import Subscription
+from ingestor.core.model import HoleReason, Subscription  # noqa: TC001 - msgspec reads HoleReason when it decodes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from ingestor.core.model import Hole, HoleReason, MarketData
+    from ingestor.core.model import Hole, MarketData
 
 REMEMBERED: Final = 500_000  # events whose values are kept to be compared with a later duplicate; about 100 MB
 
