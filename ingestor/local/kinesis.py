@@ -95,11 +95,11 @@ def _create(endpoint_url: str, region: str, streams: Sequence[tuple[str, int]]) 
         client.close()
 
 
-async def _stop(process: trio.Process) -> None:
+async def _stop(process: trio.Process, limit_s: float = _STOP_LIMIT_S) -> None:
     """Ask it to stop, and make it when it does not listen."""
     with trio.CancelScope(shield=True):
         process.terminate()
-        with trio.move_on_after(_STOP_LIMIT_S):
+        with trio.move_on_after(limit_s):
             await process.wait()
         if process.poll() is None:
             process.kill()

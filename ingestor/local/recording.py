@@ -206,6 +206,7 @@ class Recording:
     def _apply(self, history: History, bids: list[Level], asks: list[Level], update_id: int) -> None:
         snapshot = self._snapshots.get(history.symbol)
         if snapshot and update_id > snapshot.lastUpdateId and history.symbol not in self._seeded:
+            history.book = Book()  # what earlier diffs said is in the snapshot, or gone
             history.book.apply(snapshot.bids, snapshot.asks, snapshot.lastUpdateId)
             self._seeded.add(history.symbol)
         history.book.apply(bids, asks, update_id)

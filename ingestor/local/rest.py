@@ -216,12 +216,12 @@ class _Answers:
         if interval not in INTERVALS:
             raise VenueError(-1120, "Invalid interval.")
         start_ms, end_ms = _number(arguments, "startTime"), _number(arguments, "endTime")
+        until_ms = self._database_ms() if end_ms is None else min(end_ms, self._database_ms())
         missing = self._trouble.missing_bars.get((history.symbol, interval), set())
         bars = [
             bar
             for bar in history.all_bars(interval)
-            if (start_ms or 0) <= bar.open_ms <= min(end_ms or LAST_MS, self._database_ms())
-            and bar.open_ms not in missing
+            if (start_ms or 0) <= bar.open_ms <= until_ms and bar.open_ms not in missing
         ]
         return [_bar_row(interval, bar) for bar in (bars[-limit:] if start_ms is None else bars[:limit])]
 

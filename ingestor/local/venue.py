@@ -171,15 +171,16 @@ class Venue:
             if self._refuse_mutely:
                 await _ignore(stream)
             return
-        try:
-            refusal = self._count_attempt(now)
-            connection = VenueConnection(target, self.rules, now)
-            websocket = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
-            websocket.initiate_upgrade_connection(list(request.headers), target)
-        except (BadPathError, RemoteProtocolError) as error:
-            refusal = Response(400, str(error).encode())
+        refusal = self._count_attempt(now)
         if refusal:
             await stream.send_all(_encode(http, refusal))
+            return
+        websocket = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        try:
+            connection = VenueConnection(target, self.rules, now)
+            websocket.initiate_upgrade_connection(list(request.headers), target)
+        except (BadPathError, RemoteProtocolError) as error:
+            await stream.send_all(_encode(http, Response(400, str(error).encode())))
             return
         session = _Session(stream, connection, websocket, self)
         session.enqueue(websocket.send(events.AcceptConnection()))

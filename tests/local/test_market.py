@@ -83,7 +83,7 @@ def test_trade_ids_follow_each_other_and_times_never_go_back() -> None:
 
 
 def test_diffs_chain_and_rebuild_the_book_at_every_top() -> None:
-    """A book of the first snapshot and all diffs equals REST depth, and every bookTicker with the update id of a diff."""
+    """The first snapshot and all diffs equal every bookTicker with the update id of a diff, and at last REST depth."""
     market = watched_market(seed=3, orders_per_s=100, updates_per_s=60)
     book = Book()
     update_id, bids, asks = market.depth("BTCUSDT", 5_000)
