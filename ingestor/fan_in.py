@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ingestor.channels import BatchSender
     from ingestor.core.binance import Control
-    from ingestor.core.intake import Accepted, Intake
-    from ingestor.core.model import Gap, RecordBatch
+    from ingestor.core.intake import Accepted, Begin, Intake
+    from ingestor.core.model import Gap, Hole, RecordBatch
     from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics
 
 
 class FanIn:
-    """Takes messages in, sends batches on; `report_gap` and `request_snapshot` hear of losses and never block."""
+    """Takes messages in, sends batches on, tells others what happened.
+
+    `admit` is awaited before the first record of a subscription goes on; all the other callables never block.
+    """
 
     def __init__(
         self,
@@ -30,16 +33,20 @@ class FanIn:
         line: BatchSender[RecordBatch],
         dead_letters: DeadLetterSink,
         *,
+        admit: Callable[[Sequence[Begin]], Awaitable[None]],
         report_gap: Callable[[Gap], None],
         request_snapshot: Callable[[str], None],
+        on_hole: Callable[[str, Hole], None],
         metrics: Metrics,
         wall_ns: Callable[[], int],
     ) -> None:
         self._intake = intake
         self._line = line
         self._dead_letters = dead_letters
+        self._admit = admit
         self._report_gap = report_gap
         self._request_snapshot = request_snapshot
+        self._on_hole = on_hole
         self._metrics = metrics
         self._wall_ns = wall_ns
         self._turn = trio.Lock()  # fair, so that batches enter the line in the order in which they were decided on
@@ -53,6 +60,8 @@ class FanIn:
         accepted = self._intake.accept(messages, received_s, (self._wall_ns() - round(age_s * 1e9)) // 1000)
         self._report(accepted)
         async with self._turn:
+            if accepted.begins:
+                await self._admit(accepted.begins)
             if accepted.poison:
                 await self._dead_letters.write(accepted.poison)
             if accepted.batch is not None:
@@ -62,6 +71,8 @@ class FanIn:
     def _report(self, accepted: Accepted) -> None:
         for gap in accepted.gaps:
             self._report_gap(gap)
+        for symbol, hole in accepted.holes:
+            self._on_hole(symbol, hole)
         for symbol in accepted.resyncs:
             self._request_snapshot(symbol)
         for stream_type, count in accepted.duplicates.items():

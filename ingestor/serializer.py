@@ -144,6 +144,10 @@ class Serializer:
             fields = self._schemas.read(data)
         return _record(fields, self._text_of)
 
+    def pack(self, record: MarketData) -> EncodedRecord:
+        """Return one record ready for a put; EncodeError if it does not fit."""
+        return EncodedRecord(self._key_of(record), self.encode(record), claim_of(record))
+
     def encode_batch(self, batch: RecordBatch) -> tuple[EncodedBatch, list[DeadLetter]]:
         """Encode every record, in order; one that does not fit becomes a dead letter, and a hole if it claimed ids."""
         encode, key_of = self.encode, self._key_of

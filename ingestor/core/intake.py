@@ -40,7 +40,7 @@ from ingestor.core.gaps import (
 from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from ingestor.core.binance import Combined, Control, DepthSnapshot, Event
     from ingestor.core.model import PoisonReason
@@ -67,7 +67,7 @@ class Accepted(Struct):
     controls: list[Control] = field(default_factory=list["Control"])
     begins: list[Begin] = field(default_factory=list[Begin])
     gaps: list[Gap] = field(default_factory=list[Gap])
-    holes: list[Hole] = field(default_factory=list[Hole])  # declared within the batch, for the log and the counters
+    holes: list[tuple[str, Hole]] = field(default_factory=list[tuple[str, Hole]])  # in the batch, with their symbols
     resyncs: list[str] = field(default_factory=list[str])  # symbols whose book needs a snapshot
     duplicates: dict[str, int] = field(default_factory=dict[str, int])  # by stream type
 
@@ -85,7 +85,7 @@ class Accepted(Struct):
     ) -> None:
         """Put a hole record where the ids `missing` would have been."""
         hole = Hole(subscription.kind, *missing, reason, received_us // 1000)
-        self.holes.append(hole)
+        self.holes.append((subscription.symbol, hole))
         self.take(hole_record(subscription.symbol, hole, received_us), b"")
 
 
@@ -293,12 +293,10 @@ class Intake:
             counts[label] = counts.get(label, 0) + live.received
         return counts
 
-    def last_event_times(self) -> Iterator[tuple[Subscription, int]]:
-        """Yield the newest venue time of every subscription that was heard of, in ms."""
-        for live in self._streams.values():
-            newest = live.last_event_ms if isinstance(live, LiveKlines) else live.tracker.last_event_ms
-            if newest:
-                yield live.subscription, milliseconds(newest)
+    def last_event_ms(self, subscription: Subscription) -> int:
+        """Return the newest venue time of a subscription, 0 before the first event."""
+        live = self._streams[subscription.stream_name]
+        return milliseconds(live.last_event_ms if isinstance(live, LiveKlines) else live.tracker.last_event_ms)
 
     def next_ids(self) -> dict[Subscription, int]:
         """Return the id that every subscription expects next, where one was seen."""

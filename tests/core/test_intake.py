@@ -116,7 +116,7 @@ def test_lost_diffs_are_declared_before_the_first_record_behind_them() -> None:
     hole, live = accepted.batch.records
     assert (hole.event_type, hole.sequence, hole.symbol) == ("hole", 107, "BTCUSDT")
     assert (hole.hole.stream, hole.hole.first, hole.hole.last, hole.hole.reason) == ("depth", 107, 119, "disconnected")
-    assert accepted.holes == [hole.hole]
+    assert accepted.holes == [("BTCUSDT", hole.hole)]
     assert live.depth.first_update_id == 120
     assert (live.bid_price, live.ask_price) == (None, None)
     assert accepted.resyncs == ["BTCUSDT"]
@@ -176,7 +176,7 @@ def test_update_ids_that_begin_again_begin_a_new_generation() -> None:
     accept(intake, diff(9_000, 9_010))
     accepted = accept(intake, diff(5, 6, at_ms=1_790_000_100_000))
     assert accepted.begins == [Begin(DEPTH, 5, 1_790_000_100_000, is_restart=True)]
-    assert accepted.holes[0].reason == "id_restart"
+    assert accepted.holes[0][1].reason == "id_restart"
     assert accepted.resyncs == ["BTCUSDT"]
 
 
@@ -250,5 +250,5 @@ def test_what_was_received_and_seen_can_be_asked_for() -> None:
     accept(intake, trade(7), trade(8), bar(BAR), diff(1, 2))
     accept(intake, bar(BAR // 5, interval="5m").replace(b"kline_1m", b"kline_5m"))
     assert intake.received() == {("BTCUSDT", "trade"): 2, ("BTCUSDT", "kline"): 2, ("BTCUSDT", "depth"): 1}
-    assert dict(intake.last_event_times())[TRADES] == 1_790_000_000_123
+    assert intake.last_event_ms(TRADES) == 1_790_000_000_123
     assert intake.next_ids()[TRADES] == 9

@@ -1,0 +1,492 @@
+"""Builds every object, opens the nurseries, owns the order of start and stop.
+
+Three scopes, one inside the other: the sources stop first, delivery drains, the observers answer to the very end. A
+signal ends the sources; a bug in one of them is held until the line is drained, and only then raised again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+import structlog
+import trio
+from prometheus_client import CollectorRegistry
+
+from ingestor import __version__, health_check, logs
+from ingestor.channels import open_batch_channel
+from ingestor.core.backoff import Backoff
+from ingestor.core.claims import Coverage
+from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.health import HealthBoard
+from ingestor.core.intake import Intake, hole_record
+from ingestor.core.model import Gap, Hole
+from ingestor.core.partition import key_rule
+from ingestor.core.rate_limit import connect_limit
+from ingestor.core.rates import RollingRates
+from ingestor.core.resume import Identity, Resume
+from ingestor.core.sharding import has_selector, select, share
+from ingestor.core.stopping import StopPlan
+from ingestor.core.subscription import expand, plan_connections
+from ingestor.dead_letter import FileDeadLetters, LetterFiles
+from ingestor.fan_in import FanIn
+from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
+from ingestor.holes import HoleBook
+from ingestor.kinesis_producer import KinesisProducer
+from ingestor.loop_watch import watch_loop
+from ingestor.metrics import Metrics
+from ingestor.reader import StreamReader
+from ingestor.repair import Repair
+from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
+from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
+from ingestor.websocket_client import Connection, FeedLimits, parse_url
+from ingestor.world import open_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingestor.channels import BatchReceiver, BatchSender
+    from ingestor.config import Config
+    from ingestor.core.intake import Begin
+    from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, HoleReason, RecordBatch, Subscription
+    from ingestor.core.resume import Resumed
+    from ingestor.world import World
+
+log = structlog.get_logger()
+
+CRASHED: Final = 1
+MISCONFIGURED: Final = 2
+# boto3 works in threads and holds the GIL while it does; handed over ten times as often as by default, it stalls the
+# loop a fifth as long (architecture.md §9).
+SWITCH_INTERVAL_S: Final = 0.0005
+OVERDUE_EVERY_S: Final = 1.0
+AUTO_DISTRIBUTION: Final = (
+    "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
+    "set its record distribution to USER_PARTITION_KEY"
+)
+
+
+def run(config: Config) -> int:
+    """Run the service until a signal; return the exit code: 0 drained, 1 crashed, 2 misconfigured."""
+    logs.set_up(config.logging.level, config.logging.format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    exit_code = 0
+    try:
+        trio.run(run_until_signal, config, open_world(config))
+    except* (ConfigError, RestrictedLocationError, health_check.BindError) as group:
+        exit_code = MISCONFIGURED
+        for error in logs.leaves(group):
+            log.critical("misconfigured", error=str(error))
+    except* Exception:
+        exit_code = CRASHED
+        log.critical("crashed", exc_info=True)
+    return exit_code
+
+
+async def run_until_signal(config: Config, world: World) -> None:
+    """Run the service; the first SIGTERM or SIGINT stops it cleanly, the second one ends it at once."""
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(obey_signals, stop)
+        await serve(config, world, stop)
+        nursery.cancel_scope.cancel()
+
+
+async def obey_signals(
+    stop: trio.Event,
+    end_now: Callable[[int], Any] = os._exit,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Set `stop` at the first signal and end the process at the second.
+
+    As the first process of a container there is no default handler to fall back to, so the second one is ours as well.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            if stop.is_set():
+                log.critical("killed", signal=signal.Signals(number).name)
+                end_now(128 + number)
+            log.info("stopping", signal=signal.Signals(number).name)
+            stop.set()
+
+
+async def serve(
+    config: Config, world: World, stop: trio.Event, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the service until `stop`, then drain it; started with the URL of the health server once that answers."""
+    service = Service(config, world)
+    async with trio.open_nursery() as observers:
+        task_status.started(await observers.start(service.observe))
+        observers.start_soon(service.announce_stop, stop)
+        async with service.rest:
+            subscriptions = await service.find_subscriptions(stop)
+            if subscriptions:
+                await Line(service, subscriptions).run(stop)
+        await service.dead_letters.close()
+        observers.cancel_scope.cancel()
+    log.info("stopped")
+
+
+class Service:
+    """What outlives the line: the board, the metrics, the venue's REST API, the dead letters."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.started_s = trio.current_time()
+        self.started_ms = world.wall_ns() // 1_000_000
+        self.board = HealthBoard(since_s=self.started_s)
+        self.metrics = Metrics(CollectorRegistry())
+        self.rates = RollingRates()
+        self.holes = HoleBook(self.metrics)
+        self.details: dict[str, Callable[[], Any]] = {"holes": self.holes.newest}
+        self.rest = RestClient(
+            config.binance.rest_url,
+            config.binance.rest,
+            metrics=self.metrics,
+            wall_ns=world.wall_ns,
+            random=world.random,
+            transport=world.rest_transport,
+        )
+        self.dead_letters = FileDeadLetters(
+            LetterFiles(config.dead_letter.directory, world.wall_ns), world.run_blocking, world.wall_ns, self.metrics
+        )
+
+    async def observe(self, *, task_status: trio.TaskStatus[str]) -> None:
+        """Answer probes, watch the loop, try dead letters again, until cancelled."""
+        health = self.config.health
+        observed = health_check.Observed(
+            self.board, self.metrics, self.rates, lambda: {name: read() for name, read in self.details.items()}
+        )
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(health_check.serve, observed, health.host, health.port)
+            await nursery.start(watch_loop, self.board, self.metrics, self.rates)
+            nursery.start_soon(self.dead_letters.keep_trying)
+            log.info("started", version=__version__, health=url)
+            task_status.started(url)
+
+    async def announce_stop(self, stop: trio.Event) -> None:
+        """Be not ready from the first instant of a stop."""
+        await stop.wait()
+        self.board.stopping = True
+
+    async def find_subscriptions(self, stop: trio.Event) -> list[Subscription]:
+        """Return what this task subscribes to; nothing if it was stopped before that was known.
+
+        Only selectors have to wait for the venue's list. Raises ConfigError when nothing is left to subscribe to.
+        """
+        binance = self.config.binance
+        symbols = list(binance.symbols)
+        if has_selector(symbols):
+            symbols = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_at, stop, nursery.cancel_scope)
+                symbols = await self.traded(binance.symbols)
+                nursery.cancel_scope.cancel()
+            if stop.is_set():
+                return []
+        shard = self.config.shard
+        return expand(share(symbols, shard.index, shard.count), binance.streams, binance.kline_intervals)
+
+    async def traded(self, names: Sequence[str]) -> list[str]:
+        """Return the symbols that `names` stand for and the venue trades; retried until the venue answers."""
+        backoff = Backoff(initial_s=1, max_s=60, multiplier=2, jitter=self.world.random)
+        while True:
+            try:
+                info = await self.rest.exchange_info()
+            except UnavailableError as error:
+                log.warning("symbols_unknown", error=str(error))
+                await trio.sleep(backoff.next_delay())
+                continue
+            except RestrictedLocationError as error:
+                raise ConfigError([f"binance.rest_url: {error}; run in another region"]) from error
+            found = select(names, {each.symbol: each.quote_asset for each in info.symbols if each.status == "TRADING"})
+            for name in found.unknown:
+                log.error("symbol_not_traded", symbol=name)
+            if not found.symbols:
+                raise ConfigError([f"binance.symbols: the venue trades none of {', '.join(names)}"])
+            return found.symbols
+
+
+class Ends(NamedTuple):
+    """The ends of the two channels of the line."""
+
+    records: BatchSender[RecordBatch]
+    record_intake: BatchReceiver[RecordBatch]
+    encoded: BatchSender[EncodedBatch]
+    encoded_intake: BatchReceiver[EncodedBatch]
+
+
+class Line:
+    """From the venue to Kinesis: sources, serializer, producer, and the heartbeat that writes down what arrived."""
+
+    def __init__(self, service: Service, subscriptions: Sequence[Subscription]) -> None:
+        self.service = service
+        self.subscriptions = subscriptions
+        self.coverage = Coverage()
+        self.intake = Intake(subscriptions)
+        self.ends = self._open_channels()
+        config, world = service.config, service.world
+        self.serializer = Serializer(
+            key_of=key_rule(config.kinesis.partition_key, config.kinesis.lanes), wall_ns=world.wall_ns
+        )
+        self.author = self._sign()
+        self.producer = self._make_producer()
+        self.beats = self._make_beats()
+        self.repair = self._make_repair()
+        self.resume = Resume(
+            self.coverage,
+            subscriptions,
+            identity=self.author.identity,
+            instance=self.author.instance,
+            lookback_s=config.heartbeat.resume_lookback_s,
+        )
+        self.connections = self._plan_connections()
+        service.metrics.count_messages_by(self.intake.received)
+        service.details["line"] = self.details
+
+    async def run(self, stop: trio.Event) -> None:
+        """Flow until `stop`, or until a source fails; then drain, and write the last heartbeat."""
+        grace_s = self.service.config.service.shutdown_grace_s
+        timeouts = self.service.config.kinesis.timeouts
+        plan = StopPlan.within(grace_s, timeouts.connect_s + timeouts.read_s)
+        crash: Exception | None = None
+        async with trio.open_nursery() as beating:
+            await beating.start(self.beats.run)
+            async with trio.open_nursery() as delivery:
+                await delivery.start(self.producer.run, self.ends.encoded_intake)
+                delivery.start_soon(self._serialize)
+                with self.ends.records:
+                    try:
+                        await self._flow(stop)
+                    except Exception as error:  # whatever it is, what was received is delivered first
+                        log.exception("source_failed")
+                        crash = error
+                stopped_s = trio.current_time()
+                self.service.board.stopping = True
+                self.producer.last_put_at(stopped_s + plan.last_put_s)
+                delivery.cancel_scope.deadline = stopped_s + plan.delivery_s
+            beating.cancel_scope.cancel()
+        await self.beats.final_beat(stopped_s + plan.final_beat_s)
+        if crash is not None:
+            raise crash
+
+    async def _flow(self, stop: trio.Event) -> None:
+        async with trio.open_nursery() as sources:
+            for connection in self.connections:
+                sources.start_soon(connection.run)
+            sources.start_soon(self.repair.run)
+            sources.start_soon(self._find_overdue)
+            sources.start_soon(self._check_world)
+            if self.service.config.heartbeat.resume:
+                sources.start_soon(self._resume)
+            await stop.wait()
+            sources.cancel_scope.cancel()
+
+    async def _serialize(self) -> None:
+        ends = self.ends
+        await serialize(
+            ends.record_intake, ends.encoded, self.service.dead_letters, self.serializer, self.service.metrics
+        )
+
+    async def _find_overdue(self) -> NoReturn:
+        """Report bars whose closing message never came; nothing else would notice before the next bar closes."""
+        while True:
+            await trio.sleep(OVERDUE_EVERY_S)
+            for gap in self.intake.overdue(self.service.world.wall_ns() // 1_000_000):
+                self.repair.report_gap(gap)
+
+    async def _check_world(self) -> None:
+        """Look once at what the configuration takes for granted; what cannot be looked at is no reason to stop."""
+        await self._check_stream()
+        if not has_selector(self.service.config.binance.symbols):
+            await self.service.traded(self.service.config.binance.symbols)
+
+    async def _check_stream(self) -> None:
+        kinesis = self.service.config.kinesis
+        try:
+            stream = await self.service.world.streams.describe(kinesis.stream_name)
+        except SinkError as error:
+            log.warning("stream_not_described", stream=kinesis.stream_name, error=str(error))
+            return
+        if stream.distribution == "AUTO":
+            raise ConfigError([f"kinesis.stream_name: {kinesis.stream_name} {AUTO_DISTRIBUTION}"])
+        if kinesis.aggregation == "kpl" and kinesis.lanes < 2 * stream.open_shards:
+            log.warning("few_lanes", lanes=kinesis.lanes, shards=stream.open_shards, advice="two lanes a shard or more")
+
+    async def _resume(self) -> None:
+        """Find out what earlier tasks delivered, and have the rest fetched or declared."""
+        service = self.service
+        reader = StreamReader(
+            service.world.streams,
+            service.config.heartbeat.stream_name,
+            is_patient=True,
+            jitter=service.world.random,
+            report_trouble=lambda error, delay_s: log.warning("read_back_waits", error=str(error), delay_s=delay_s),
+        )
+        read_back = ReadBack(
+            reader, self.resume, decode_heartbeat, started_ms=service.started_ms, wall_ns=service.world.wall_ns
+        )
+        await read_back.run(self._take_up)
+
+    def _take_up(self, answer: Resumed) -> None:
+        now_ms = self.service.world.wall_ns() // 1_000_000
+        for first, last in answer.missing:
+            self.repair.report_gap(Gap(answer.subscription, first, last, now_ms))
+
+    def _acknowledged(self, claims: Sequence[Claim]) -> None:
+        self.coverage.acknowledge(claims)
+
+    def _encode_hole(self, claim: Claim, reason: HoleReason) -> EncodedRecord:
+        now_us = self.service.world.wall_ns() // 1000
+        hole = Hole(claim.subscription.kind, claim.first, claim.last, reason, now_us // 1000)
+        self.service.holes.note(claim.subscription.symbol, hole)
+        return self.serializer.pack(hole_record(claim.subscription.symbol, hole, now_us))
+
+    def _open_channels(self) -> Ends:
+        limits, metrics = self.service.config.channels, self.service.metrics
+        records: BatchSender[RecordBatch]
+        record_intake: BatchReceiver[RecordBatch]
+        encoded: BatchSender[EncodedBatch]
+        encoded_intake: BatchReceiver[EncodedBatch]
+        records, record_intake = open_batch_channel(limits.max_batches, limits.max_bytes)
+        encoded, encoded_intake = open_batch_channel(limits.max_batches, limits.max_bytes)
+        metrics.watch_channel("records", record_intake.fill)
+        metrics.watch_channel("encoded", encoded_intake.fill)
+        return Ends(records, record_intake, encoded, encoded_intake)
+
+    def _sign(self) -> Author:
+        config = self.service.config
+        return Author(
+            identity=Identity(
+                config.service.name,
+                config.service.environment,
+                urlsplit(config.binance.rest_url).netloc,
+                f"{config.kinesis.region}/{config.kinesis.stream_name}",
+            ),
+            instance=uuid.UUID(int=self.service.world.random.getrandbits(128), version=4).hex,
+            version=__version__,
+            started_ms=self.service.started_ms,
+        )
+
+    def _make_producer(self) -> KinesisProducer:
+        service = self.service
+        config, world = service.config, service.world
+        return KinesisProducer(
+            config.kinesis,
+            world.data_sink,
+            dead_letters=service.dead_letters,
+            encode_hole=self._encode_hole,
+            on_acknowledged=self._acknowledged,
+            metrics=service.metrics,
+            fact=service.board.sink,
+            wall_ns=world.wall_ns,
+            jitter=world.random,
+            held_max_bytes=config.spool.memory_max_bytes,
+            farewell_s=config.kinesis.timeouts.connect_s + config.kinesis.timeouts.read_s,
+        )
+
+    def _make_beats(self) -> HeartbeatWriter:
+        service = self.service
+        newest = self.intake.last_event_ms
+        return HeartbeatWriter(
+            service.world.heartbeat_sink,
+            encode_heartbeat,
+            author=self.author,
+            coverage=self.coverage,
+            interval_s=service.config.heartbeat.interval_s,
+            counters=lambda: {name: int(total) for name, total in service.metrics.totals().items()},
+            components=self._component_states,
+            event_ms=newest,
+            board=service.board,
+            metrics=service.metrics,
+            wall_ns=service.world.wall_ns,
+        )
+
+    def _component_states(self) -> dict[str, str]:
+        report = self.service.board.report(trio.current_time())
+        return {"service": report.status, "websocket": report.websocket.state, "kinesis": report.kinesis.breaker}
+
+    def _make_repair(self) -> Repair:
+        service = self.service
+        config, world = service.config, service.world
+        return Repair(
+            service.rest,
+            self.intake,
+            self.ends.records.clone(),
+            config.repair,
+            config.binance.book,
+            metrics=service.metrics,
+            wall_ns=world.wall_ns,
+            random=world.random,
+            on_hole=service.holes.note,
+        )
+
+    def _plan_connections(self) -> list[Connection]:
+        service = self.service
+        settings = service.config.binance.connections
+        fan_in = FanIn(
+            self.intake,
+            self.ends.records,
+            service.dead_letters,
+            admit=self._admit,
+            report_gap=self.repair.report_gap,
+            request_snapshot=self.repair.request_snapshot,
+            on_hole=service.holes.note,
+            metrics=service.metrics,
+            wall_ns=service.world.wall_ns,
+        )
+        connects = connect_limit()
+        jitter = service.world.random if settings.backoff.jitter else None
+        return [
+            Connection(
+                f"ws-{number}",
+                planned,
+                fan_in.consume,
+                url=parse_url(service.config.binance.websocket_url),
+                connect=service.world.connect,
+                backoff=Backoff(
+                    initial_s=settings.backoff.initial_s,
+                    max_s=settings.backoff.max_s,
+                    multiplier=settings.backoff.multiplier,
+                    jitter=jitter,
+                ),
+                connects=connects,
+                board=service.board,
+                metrics=service.metrics,
+                limits=FeedLimits(silence_s=settings.silence_limit_s),
+            )
+            for number, planned in enumerate(plan_connections(self.subscriptions, settings.max_streams))
+        ]
+
+    async def _admit(self, begins: Sequence[Begin]) -> None:
+        """Count subscriptions from their first live id on, before their first record goes on."""
+        for begin in begins:
+            if not begin.is_restart:
+                self.resume.begin(begin.subscription, begin.first_id, begin.event_ms)
+        await self.beats.admit(begins)
+
+    def details(self) -> dict[str, Any]:
+        """Return what `/status` says of the line beside health and rates."""
+        synchronised, books = self.intake.synchronised()
+        shard = self.service.config.shard
+        return {
+            "subscriptions": len(self.subscriptions),
+            "symbols": len({each.symbol for each in self.subscriptions}),
+            "shard": {"index": shard.index, "count": shard.count},
+            "books": {"synchronised": synchronised, "all": books},
+            "repair": self.repair.pending(),
+            "watermarks": {each.stream_name: mark for each, mark in self.coverage.watermarks().items()},
+        }
+
+
+async def cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    """Cancel `scope` once `event` has happened."""
+    await event.wait()
+    scope.cancel()

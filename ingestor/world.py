@@ -1,0 +1,65 @@
+"""Everything outside the process, as values: sockets, HTTP, AWS, threads, clocks. A simulation hands in its own."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from ingestor.aws import KinesisApi, KinesisSink, StreamClient, make_kinesis_client
+from ingestor.kinesis_producer import CALLS_IN_FLIGHT
+from ingestor.reader import StreamApi
+from ingestor.threads import open_threads
+from ingestor.websocket_client import open_stream, parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import httpx
+    import trio
+
+    from ingestor.aws import StreamSummary
+    from ingestor.config import Config
+    from ingestor.kinesis_producer import Sink
+    from ingestor.threads import RunBlocking
+
+SIDE_THREADS: Final = 4  # heartbeats and read-back; the data stream never waits for them
+
+
+class Streams(StreamApi, Protocol):
+    """Reading streams, and asking what they are: `aws.StreamClient`."""
+
+    async def describe(self, stream: str) -> StreamSummary:
+        """Say what `stream` is; raises `SinkError`."""
+        ...
+
+
+class World(NamedTuple):
+    """What the service needs of the outside. `rest_transport` None is the network."""
+
+    connect: Callable[[], Awaitable[trio.abc.Stream]]
+    rest_transport: httpx.AsyncBaseTransport | None
+    data_sink: Sink
+    heartbeat_sink: Sink
+    streams: Streams
+    run_blocking: RunBlocking
+    wall_ns: Callable[[], int]
+    random: random.Random
+
+
+def open_world(config: Config) -> World:
+    """Open the real one, from the main thread; raises `ConfigError` for an endpoint that cannot be."""
+    kinesis = config.kinesis
+    data = KinesisApi(partial(make_kinesis_client, kinesis, connections=CALLS_IN_FLIGHT), open_threads(CALLS_IN_FLIGHT))
+    side = KinesisApi(partial(make_kinesis_client, kinesis, connections=SIDE_THREADS), open_threads(SIDE_THREADS))
+    return World(
+        connect=partial(open_stream, parse_url(config.binance.websocket_url)),
+        rest_transport=None,
+        data_sink=KinesisSink(data, kinesis.stream_name),
+        heartbeat_sink=KinesisSink(side, config.heartbeat.stream_name),
+        streams=StreamClient(side),
+        run_blocking=open_threads(1),
+        wall_ns=time.time_ns,
+        random=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
+    )
