@@ -430,6 +430,7 @@ class _BookSync:
             outcome, snapshot = await self._fetch(symbol, wish, levels)
         finally:
             self._in_flight.discard(symbol)
+        record = None
         if snapshot is not None:
             record = self._books.load_snapshot(symbol, snapshot, levels, self._outlet.now_us())
             if record is None:
@@ -437,9 +438,10 @@ class _BookSync:
                 self._again(wish)
             else:
                 self._note_loaded(wish, levels)
-                await self._outlet.send([record], [msgspec.json.encode(snapshot)])
         self._outlet.metrics.snapshots.labels(outcome).inc()
         self._bell.ring()
+        if record is not None:
+            await self._outlet.send([record], [msgspec.json.encode(snapshot)])
 
     def _levels(self, wish: _Wish) -> int:
         """Return how many levels to ask for: few while many books wait, so that all can answer soon."""
