@@ -223,8 +223,11 @@ class Recording:
                 self.skipped_lines += 1
                 continue
             at_ms = max(at_ms, _ms(body.E))  # some events carry no time, and across streams it goes back (facts §4)
-            self._histories.setdefault(body.s, History(body.s))
-            recorded.append(_recorded(stream, payload, body, at_ms))
+            one = _recorded(stream, payload, body, at_ms)
+            history = self._histories.setdefault(body.s, History(body.s))
+            if one.diff and not history.book.update_id:
+                history.book.update_id = one.message.first - 1  # an empty book that the first diff continues
+            recorded.append(one)
         if not recorded:
             raise RecordingError("the recording holds no message of the venue's streams")
         return recorded

@@ -25,7 +25,7 @@ from ingestor.local.protocol import BadPathError, Close, Ping, Rules, VenueConne
 from ingestor.local.rest import Response, RestDesk, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from ingestor.local.faults import Fault
     from ingestor.local.history import Message
@@ -327,8 +327,8 @@ class _Session:
         """Talk until either side hangs up."""
         with self._scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                await self._read(early)
+                nursery.start_soon(self._until_broken, self._write)
+                await self._until_broken(self._read, early)
                 self._end()
 
     def cut(self) -> None:
@@ -389,6 +389,13 @@ class _Session:
         self._closing = True
         self._wake.set()
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + _FAREWELL_S)
+
+    async def _until_broken(self, talk: Callable[..., Awaitable[None]], *args: bytes) -> None:
+        """Do one half of the talking; a client that is gone ends both, and nothing else."""
+        try:
+            await talk(*args)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.cut()
 
     async def _write(self) -> None:
         while True:

@@ -127,12 +127,12 @@ def test_the_recorded_snapshot_is_served_until_the_diffs_pass_it() -> None:
 
 
 def test_without_a_snapshot_the_book_is_what_the_diffs_add_up_to() -> None:
-    """The last update id is that of the last diff, so that the answer bridges."""
-    recording = Recording([diff(1, 4, 1_000, '[["8.0","8.0"]]', '[["9.0","1.0"]]')])
+    """The last update id is that of the last diff, or the one before the first, so that the answer bridges."""
+    recording = Recording([diff(11, 14, 1_000, '[["8.0","8.0"]]', '[["9.0","1.0"]]')])
     recording.watch("btcusdt@depth@100ms")
-    assert recording.depth("BTCUSDT", 5) == (0, [], [])
+    assert recording.depth("BTCUSDT", 5) == (10, [], [])
     recording.advance(WALL_MS)
-    assert recording.depth("BTCUSDT", 5) == (4, [(8 * 10**8, 8 * 10**8)], [(9 * 10**8, 10**8)])
+    assert recording.depth("BTCUSDT", 5) == (14, [(8 * 10**8, 8 * 10**8)], [(9 * 10**8, 10**8)])
 
 
 def test_bars_of_the_recording_are_kept_and_closed_ones_counted() -> None:

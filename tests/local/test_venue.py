@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -251,6 +253,44 @@ async def test_a_slow_reader_is_dropped(autojump_clock: MockClock) -> None:
             assert box.venue.connections == 0
 
 
+async def test_a_client_that_vanishes_takes_nobody_with_it(autojump_clock: MockClock) -> None:
+    """Reading and writing both meet a broken stream; the other connections go on."""
+    async with open_box() as box:
+        other = await box.connect("/stream?streams=btcusdt@trade")
+        for _ in range(3):
+            stream = box.dial()
+            await stream.send_all(handshake("/ws/btcusdt@trade/ethusdt@trade"))
+            await stream.receive_some(1_000)
+            await stream.aclose()
+            await trio.sleep(1.0)
+        assert box.venue.connections == 1
+        assert await receive_for(other, 1.0)
+
+
+async def test_what_comes_with_the_handshake_is_heard(autojump_clock: MockClock) -> None:
+    """A client may speak before it has read the answer; binary messages mean nothing, ends of TCP are ends."""
+    async with open_box(orders_per_s=0.01) as box:
+        stream = box.dial()
+        mask = b"\x00\x00\x00\x00"
+        text = b'{"method":"GET_PROPERTY","params":["combined"],"id":1}'
+        masked = bytes((0x81, 0x80 | len(text))) + mask + text
+        await stream.send_all(handshake("/ws") + b"\x82\x80" + mask + b"\x89\x80" + mask + masked)
+        answer = await stream.receive_some(1_000)
+        assert answer is not None
+        assert answer.endswith(b'\r\n\r\n\x8a\x00\x81\x17{"result":false,"id":1}')
+        await stream.send_stream.aclose()
+        assert await stream.receive_some(1_000) == b""
+        assert box.venue.connections == 0
+
+
+async def test_a_client_that_breaks_the_protocol_is_left(autojump_clock: MockClock) -> None:
+    """Unmasked frames are none of a client's."""
+    async with open_box() as box:
+        stream = box.dial()
+        await stream.send_all(handshake("/ws") + b"\x81\x02{}")
+        assert b"".join([part async for part in stream]).startswith(b"HTTP/1.1 101")
+
+
 # -- faults -----------------------------------------------------------------------------------------------------------
 
 
@@ -448,7 +488,19 @@ async def test_over_real_sockets() -> None:
                 assert (await rest.get("/api/v3/time")).json()["serverTime"] >= BASE_MS
             async with open_websocket_url(f"{urls.websocket_url}/stream?streams=btcusdt@trade") as client:
                 assert (await receive(client))["stream"] == "btcusdt@trade"
+                for _ in range(3):
+                    await reset_midway(urls.websocket_url)
+                assert await receive_for(client, 0.1)
             nursery.cancel_scope.cancel()
+
+
+async def reset_midway(websocket_url: str) -> None:
+    """Connect, read a little, and vanish with a TCP reset."""
+    stream = await trio.open_tcp_stream("127.0.0.1", int(websocket_url.rpartition(":")[2]))
+    await stream.send_all(handshake("/ws/btcusdt@trade"))
+    await stream.receive_some(10)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await stream.aclose()
 
 
 def wall_ns_from_zero() -> Any:
