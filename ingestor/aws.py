@@ -91,7 +91,8 @@ NO_ANSWER: Final[tuple[tuple[type[Exception], SinkFailure, str, bool], ...]] = (
     (BotoCoreError, "transient", "NoAnswer", True),
 )
 
-EXPIRED_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+# A client keeps for good the credentials it was born with, or their absence: only a new client looks for them again.
+STALE_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "NoCredentials"})
 _CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
@@ -151,17 +152,17 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
     session = boto3.session.Session(region_name=settings.region)
     try:
         return session.client("kinesis", endpoint_url=settings.endpoint_url, config=config)
-    except ValueError as error:
-        raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
 
 
 class KinesisApi:
     """The crossing: a client and the threads in which its calls run; writers and readers share one."""
 
     def __init__(self, open_client: Callable[[], KinesisClient], run_blocking: RunBlocking) -> None:
-        """Open the client, and do so again when its credentials have expired: botocore does not renew those itself."""
+        """Open the client, and do so again when its credentials have expired or there were none: botocore never looks again."""
         self._open_client = open_client
         self._client = open_client()
         self._run_blocking = run_blocking
@@ -175,7 +176,7 @@ class KinesisApi:
             return request(self._client)
         except (ClientError, BotoCoreError, ResponseParserError) as error:
             failure = translate(error)
-            if failure.code in EXPIRED_CREDENTIALS:
+            if failure.code in STALE_CREDENTIALS:
                 self._client = self._open_client()
             raise failure from error
 
@@ -193,7 +194,7 @@ class KinesisSink:
         answer = await self._api.call(
             lambda client: client.put_records(StreamName=self._stream_name, Records=records),
         )
-        if not answer["FailedRecordCount"]:
+        if not answer.get("FailedRecordCount"):
             return [None] * len(answer["Records"])
         return [
             EntryFailure(result["ErrorCode"], result.get("ErrorMessage", "")) if result.get("ErrorCode") else None

@@ -20,12 +20,13 @@ import trio
 from msgspec import Struct
 
 from ingestor import __version__
+from ingestor.core.model import EventType, PoisonReason  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ingestor.core.model import Claim, DeadLetter, EventType, PoisonReason
+    from ingestor.core.model import Claim, DeadLetter
     from ingestor.metrics import Metrics
     from ingestor.threads import RunBlocking
 

@@ -183,6 +183,7 @@ class KinesisProducer:
     def _start_calls(self, calls: trio.Nursery, now: float) -> None:
         while self._may_call(now) and (call := self._lanes.take(now, at_once=self._ended)):
             self._breaker.start()
+            self._note_breaker()
             self._calls += 1
             calls.start_soon(self._carry, call)
 
@@ -209,7 +210,7 @@ class KinesisProducer:
             if fitting := [parcel for parcel in call if parcel not in too_large]:
                 hopeless += await self._put(fitting)
             else:
-                self._breaker.withdraw()
+                self._breaker.withdraw()  # no call, so no probe
             if hopeless:
                 await self._give_up(hopeless)
         finally:

@@ -125,7 +125,7 @@ async def test_what_memory_cannot_keep_goes_into_the_log_whole(tmp_path: Path) -
     assert [msgspec.json.decode(line)["reason"] for line in spilled] == ["too_large", "too_large", "invalid_json"]
 
 
-async def test_kept_letters_are_tried_again_without_a_new_one(tmp_path: Path, autojump_clock: object) -> None:  # noqa: ARG001 - time jumps
+async def test_kept_letters_are_tried_again_without_a_new_one(tmp_path: Path, autojump_clock: object) -> None:
     """Every so many seconds."""
     disk = Disk()
     letters, _ = open_letters(tmp_path, disk)

@@ -1,0 +1,331 @@
+"""What boto3 is asked, and what its answers and failures become. No socket is opened: botocore's Stubber answers."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+from botocore.stub import Stubber
+from botocore.validate import ParamValidationDecorator
+
+from ingestor.aws import (
+    KinesisApi,
+    KinesisSink,
+    RecordsPage,
+    ShardInfo,
+    StoredRecord,
+    StreamClient,
+    StreamSummary,
+    make_kinesis_client,
+    translate,
+)
+from ingestor.config import Kinesis
+from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.model import EntryFailure, PutEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    from mypy_boto3_kinesis.client import KinesisClient
+
+    T = TypeVar("T")
+
+
+async def inline(fn: Callable[[], T], /) -> T:
+    return fn()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[KinesisClient]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield make_kinesis_client(Kinesis(region="eu-west-1", endpoint_url="http://127.0.0.1:1"))
+
+
+@pytest.fixture
+def stub(client: KinesisClient) -> Iterator[Stubber]:
+    with Stubber(client) as stubber:
+        yield stubber
+        stubber.assert_no_pending_responses()
+
+
+@pytest.fixture
+def api(client: KinesisClient) -> KinesisApi:
+    return KinesisApi(lambda: client, inline)
+
+
+def test_the_client_takes_everything_from_the_settings(client: KinesisClient) -> None:
+    """Region and endpoint explicit, no retries and no validation of botocore's, short timeouts."""
+    config: Any = client.meta.config
+    assert client.meta.region_name == "eu-west-1"
+    assert client.meta.endpoint_url == "http://127.0.0.1:1"
+    assert config.retries == {"mode": "standard", "total_max_attempts": 1}
+    assert (config.connect_timeout, config.read_timeout) == (3.0, 6.0)
+    assert (config.tcp_keepalive, config.max_pool_connections) == (True, 10)
+    serializer: Any = client._serializer  # type: ignore[attr-defined]  # the configuration object does not tell
+    assert not isinstance(serializer, ParamValidationDecorator)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "path"),
+    [({"endpoint_url": "localhost:4566"}, "kinesis.endpoint_url"), ({"region": "-"}, "kinesis.region")],
+)
+def test_an_unusable_address_is_a_configuration_error(wrong: dict[str, str], path: str) -> None:
+    """With the path of the key that is wrong."""
+    with pytest.raises(ConfigError, match=path):
+        make_kinesis_client(Kinesis(**wrong))  # type: ignore[arg-type]  # both are strings
+
+
+async def test_an_accepted_put_has_no_failures(api: KinesisApi, stub: Stubber) -> None:
+    """Entries go out as they are; an explicit hash key only where there is one."""
+    stub.add_response(
+        "put_records",
+        {"Records": [{"SequenceNumber": "1", "ShardId": "s"}] * 2},
+        {
+            "StreamName": "stream",
+            "Records": [
+                {"Data": b"one", "PartitionKey": "k"},
+                {"Data": b"two", "PartitionKey": "a", "ExplicitHashKey": "12"},
+            ],
+        },
+    )
+    sink = KinesisSink(api, "stream")
+    assert await sink.put([PutEntry(b"one", "k", None), PutEntry(b"two", "a", "12")]) == [None, None]
+
+
+async def test_failures_of_entries_are_aligned_with_them(api: KinesisApi, stub: Stubber) -> None:
+    """An answer of 200 can hide them."""
+    stub.add_response(
+        "put_records",
+        {
+            "FailedRecordCount": 2,
+            "Records": [
+                {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "Rate exceeded"},
+                {"SequenceNumber": "1", "ShardId": "s"},
+                {"ErrorCode": "InternalFailure"},
+            ],
+        },
+    )
+    assert await KinesisSink(api, "stream").put([PutEntry(b"", "k", None)] * 3) == [
+        EntryFailure("ProvisionedThroughputExceededException", "Rate exceeded"),
+        None,
+        EntryFailure("InternalFailure", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "failure", "may_have_landed"),
+    [
+        ("ProvisionedThroughputExceededException", 400, "throttled", False),
+        ("KMSThrottlingException", 400, "throttled", False),
+        ("InternalFailure", 500, "transient", True),
+        ("", 503, "transient", True),
+        ("ValidationException", 400, "poison", False),
+        ("InvalidArgumentException", 400, "poison", False),
+        ("ResourceNotFoundException", 400, "configuration", False),
+        ("AccessDeniedException", 400, "configuration", False),
+        ("KMSDisabledException", 400, "configuration", False),
+        ("UnrecognizedClientException", 400, "configuration", False),
+        ("NeverHeardOfException", 400, "configuration", False),
+    ],
+)
+async def test_an_error_of_the_service_says_what_to_do(
+    api: KinesisApi, stub: Stubber, code: str, status: int, failure: str, *, may_have_landed: bool
+) -> None:
+    """By its code, or by its status where the code is unknown."""
+    stub.add_client_error("put_records", code, "what AWS says", status)
+    with pytest.raises(SinkError, match="what AWS says") as caught:
+        await KinesisSink(api, "stream").put([PutEntry(b"", "k", None)])
+    assert (caught.value.failure, caught.value.may_have_landed) == (failure, may_have_landed)
+    assert caught.value.code == (code or "503")
+    assert isinstance(caught.value.__cause__, ClientError)
+
+
+async def test_a_refused_stream_name_is_no_poison(api: KinesisApi, stub: Stubber) -> None:
+    """Or all data would go to the dead letter for a typing mistake."""
+    text = "1 validation error detected: Value 'a b' at 'streamName' failed to satisfy constraint"
+    stub.add_client_error("put_records", "ValidationException", text)
+    with pytest.raises(SinkError) as caught:
+        await KinesisSink(api, "a b").put([PutEntry(b"", "k", None)])
+    assert caught.value.failure == "configuration"
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "code", "may_have_landed"),
+    [
+        (ConnectTimeoutError(endpoint_url="u"), "transient", "ConnectTimeout", False),
+        (ReadTimeoutError(endpoint_url="u"), "transient", "ReadTimeout", True),
+        (EndpointConnectionError(endpoint_url="u"), "transient", "EndpointUnreachable", False),
+        (ConnectionClosedError(endpoint_url="u"), "transient", "ConnectionClosed", True),
+        (SSLError(endpoint_url="u", error=OSError("e")), "transient", "TlsFailed", True),
+        (ResponseParserError("not JSON"), "transient", "UnreadableAnswer", True),
+        (BotoCoreError(), "transient", "NoAnswer", True),
+        (NoCredentialsError(), "configuration", "NoCredentials", False),
+        (PartialCredentialsError(provider="env", cred_var="v"), "configuration", "PartialCredentials", False),
+        (NoRegionError(), "configuration", "NoRegion", False),
+    ],
+)
+def test_a_failure_without_an_answer_says_whether_the_call_may_have_landed(
+    error: Exception, failure: str, code: str, *, may_have_landed: bool
+) -> None:
+    """Refused before it was sent, or unknown."""
+    translated = translate(error)
+    assert (translated.failure, translated.code, translated.may_have_landed) == (failure, code, may_have_landed)
+
+
+def test_missing_credentials_say_how_to_get_some() -> None:
+    """The text is for the person who has to mend it."""
+    assert "AWS_ACCESS_KEY_ID" in str(translate(NoCredentialsError()))
+
+
+def test_a_bug_is_not_translated() -> None:
+    """It stays what it is."""
+    with pytest.raises(ZeroDivisionError):
+        translate(ZeroDivisionError())
+
+
+async def test_expired_credentials_open_a_new_client(client: KinesisClient, stub: Stubber) -> None:
+    """By itself botocore does not renew them; the call fails, the next one has fresh ones."""
+    opened: list[KinesisClient] = []
+
+    def open_client() -> KinesisClient:
+        opened.append(client)
+        return client
+
+    api = KinesisApi(open_client, inline)
+    stub.add_client_error("put_records", "ExpiredTokenException", "The security token has expired", 400)
+    with pytest.raises(SinkError) as caught:
+        await KinesisSink(api, "stream").put([PutEntry(b"", "k", None)])
+    assert (caught.value.failure, len(opened)) == ("configuration", 2)
+
+
+async def test_all_shards_are_listed_page_by_page(api: KinesisApi, stub: Stubber) -> None:
+    """Closed ones too, with their parents."""
+    keys = {"StartingHashKey": "0", "EndingHashKey": "99"}
+    stub.add_response(
+        "list_shards",
+        {
+            "Shards": [
+                {
+                    "ShardId": "one",
+                    "HashKeyRange": keys,
+                    "SequenceNumberRange": {"StartingSequenceNumber": "1", "EndingSequenceNumber": "2"},
+                }
+            ],
+            "NextToken": "more",
+        },
+        {"StreamName": "stream"},
+    )
+    stub.add_response(
+        "list_shards",
+        {
+            "Shards": [
+                {
+                    "ShardId": "two",
+                    "ParentShardId": "one",
+                    "AdjacentParentShardId": "zero",
+                    "HashKeyRange": keys,
+                    "SequenceNumberRange": {"StartingSequenceNumber": "3"},
+                }
+            ]
+        },
+        {"NextToken": "more"},
+    )
+    assert await StreamClient(api).list_shards("stream") == [
+        ShardInfo("one", None, None, 0, 99, closed=True),
+        ShardInfo("two", "one", "zero", 0, 99, closed=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "asked"),
+    [
+        ("TRIM_HORIZON", {}, {}),
+        (
+            "AT_TIMESTAMP",
+            {"timestamp_ms": 1_500},
+            {"Timestamp": dt.datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=dt.UTC)},
+        ),
+        ("AFTER_SEQUENCE_NUMBER", {"sequence": "7"}, {"StartingSequenceNumber": "7"}),
+    ],
+)
+async def test_reading_starts_where_it_is_told_to(
+    api: KinesisApi, stub: Stubber, kind: Any, where: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    """At the horizon, a time, or a record."""
+    expected = {"StreamName": "stream", "ShardId": "one", "ShardIteratorType": kind, **asked}
+    stub.add_response("get_shard_iterator", {"ShardIterator": "it"}, expected)
+    assert await StreamClient(api).get_shard_iterator("stream", "one", kind, **where) == "it"
+
+
+async def test_a_page_has_records_and_says_how_far_behind_it_is(api: KinesisApi, stub: Stubber) -> None:
+    """Arrival in milliseconds of the stream's clock."""
+    stub.add_response(
+        "get_records",
+        {
+            "Records": [
+                {
+                    "SequenceNumber": "1",
+                    "ApproximateArrivalTimestamp": dt.datetime(1970, 1, 1, 0, 0, 2, 1_000, tzinfo=dt.UTC),
+                    "Data": b"data",
+                    "PartitionKey": "k",
+                }
+            ],
+            "NextShardIterator": "next",
+            "MillisBehindLatest": 40,
+        },
+        {"ShardIterator": "it", "Limit": 100},
+    )
+    stub.add_response("get_records", {"Records": []}, {"ShardIterator": "next", "Limit": 10_000})
+    reader = StreamClient(api)
+    assert await reader.get_records("it", 100) == RecordsPage([StoredRecord(b"data", "k", 2001, "1")], "next", 40)
+    assert await reader.get_records("next") == RecordsPage([], None, 0)
+
+
+SUMMARY: dict[str, Any] = {
+    "StreamName": "stream",
+    "StreamARN": "arn",
+    "StreamStatus": "ACTIVE",
+    "RetentionPeriodHours": 24,
+    "StreamCreationTimestamp": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    "EnhancedMonitoring": [],
+    "OpenShardCount": 4,
+}
+
+
+async def test_a_stream_is_described(api: KinesisApi, stub: Stubber) -> None:
+    """With what is assumed where an emulator or an older service says nothing."""
+    news = {
+        "StreamModeDetails": {"StreamMode": "ON_DEMAND"},
+        "MaxRecordSizeInKiB": 10240,
+        "RecordDistributionStrategy": "AUTO",
+    }
+    stub.add_response("describe_stream_summary", {"StreamDescriptionSummary": SUMMARY}, {"StreamName": "stream"})
+    stub.add_response("describe_stream_summary", {"StreamDescriptionSummary": SUMMARY | news})
+    reader = StreamClient(api)
+    assert await reader.describe("stream") == StreamSummary("arn", "ACTIVE", "PROVISIONED", 4, 24, 1024, None)
+    assert await reader.describe("stream") == StreamSummary("arn", "ACTIVE", "ON_DEMAND", 4, 24, 10240, "AUTO")
+
+
+def test_the_client_never_looks_at_the_region_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the configuration decides."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
+    assert boto3.session.Session().region_name == "ap-south-1"
+    assert make_kinesis_client(Kinesis(region="us-west-2")).meta.region_name == "us-west-2"

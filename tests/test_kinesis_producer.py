@@ -1,0 +1,513 @@
+"""The producer against a Kinesis that throttles, fails, hangs, refuses and comes back."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ingestor.channels import BatchReceiver, BatchSender, open_batch_channel
+from ingestor.config import BatchLimits, CircuitBreakerLimits, Kinesis, Retry
+from ingestor.core.health import SinkFact
+from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, EntryFailure, PutEntry, Subscription
+from ingestor.kinesis_producer import KinesisProducer, event_type_of
+from ingestor.metrics import Metrics
+from tests.fakes.kinesis import (
+    INTERNAL,
+    INVALID,
+    NO_STREAM,
+    ODD,
+    OVERALL_THROTTLE,
+    THROTTLED,
+    UNAVAILABLE,
+    FakeKinesis,
+    LandedThenFailed,
+    invalid_with,
+    refuse,
+    refuse_data,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from ingestor.core.model import HoleReason
+
+TRADES = Subscription("BTCUSDT", "trade")
+NEVER_FULL = 1 << 30
+
+
+class DeadLetters:
+    """Remembers letters; how long it takes can be set."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.letters += letters
+
+
+def encode_hole(claim: Claim, reason: HoleReason) -> EncodedRecord:
+    return EncodedRecord("whatever", f"hole {reason} {claim.first}-{claim.last}".encode(), claim)
+
+
+class Bench:
+    """A producer with everything around it."""
+
+    def __init__(
+        self, kinesis: FakeKinesis, *, held_max_bytes: int = NEVER_FULL, farewell_s: float = 5.0, **section: Any
+    ) -> None:
+        self.kinesis = kinesis
+        self.dead_letters = DeadLetters()
+        self.claims: list[Claim] = []
+        self.fact = SinkFact()
+        self.metrics = Metrics(CollectorRegistry())
+        self.producer = KinesisProducer(
+            Kinesis(**section),
+            kinesis,
+            dead_letters=self.dead_letters,
+            encode_hole=encode_hole,
+            on_acknowledged=self.claims.extend,
+            metrics=self.metrics,
+            fact=self.fact,
+            wall_ns=lambda: 1_000_000_000,
+            jitter=None,
+            held_max_bytes=held_max_bytes,
+            farewell_s=farewell_s,
+        )
+        self.sender: BatchSender[EncodedBatch]
+        self.intake: BatchReceiver[EncodedBatch]
+        self.sender, self.intake = open_batch_channel(4, 1 << 30)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[BatchSender[EncodedBatch]]:
+        """Run the producer until it has delivered what was sent inside."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.producer.run, self.intake)
+            with self.sender:
+                yield self.sender
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+def record(number: int, key: str = "BTCUSDT", data: bytes | None = None) -> EncodedRecord:
+    return EncodedRecord(key, data or b"%d;" % number, Claim(Subscription(key, "trade"), number, number))
+
+
+def batch(*numbers: int, key: str = "BTCUSDT", size: int | None = None) -> EncodedBatch:
+    records = [record(number, key, None if size is None else b"%d;" % number + bytes(size)) for number in numbers]
+    return EncodedBatch(records, trio.current_time(), sum(len(record.data) for record in records))
+
+
+def stored(bench: Bench, key: str = "BTCUSDT") -> list[int]:
+    return [int(data.split(b";")[0]) for data in bench.kinesis.stored_by_key().get(key, [])]
+
+
+ADAPTIVE: dict[str, Any] = {"batch": BatchLimits(flush="adaptive")}
+
+
+async def test_records_leave_after_the_interval_and_are_claimed_when_acknowledged(autojump_clock: MockClock) -> None:
+    """One blob, one claim for all of it, and the facts and figures of a delivery."""
+    bench = Bench(FakeKinesis(latency_s=0.25))
+    async with bench.running() as sender:
+        await sender.send(batch(1, 2, 3))
+        await trio.sleep(1.1)
+        assert (bench.kinesis.times, bench.claims) == ([1.0], [])
+        await trio.sleep(0.2)
+        assert bench.claims == [Claim(TRADES, 1, 3)]
+        assert (bench.fact.last_success_s, bench.fact.held_bytes, bench.fact.breaker) == (1.25, 0, "closed")
+    assert stored(bench) == [1, 2, 3]
+    assert bench.sample("records_delivered_total") == 3
+    assert bench.sample("kinesis_puts_total", outcome="accepted") == 1
+    assert bench.sample("message_processing_latency_seconds_sum", stage="acknowledged") == 3.75
+    assert bench.sample("message_processing_latency_seconds_sum", stage="put") == 3.0
+
+
+async def test_the_end_of_input_sends_everything_at_once(autojump_clock: MockClock) -> None:
+    """Nothing waits for its interval, and the task returns when all is acknowledged."""
+    bench = Bench(FakeKinesis(latency_s=0.5))
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+    assert trio.current_time() == 0.5
+    assert bench.claims == [Claim(TRADES, 1, 1)]
+
+
+async def test_under_load_few_big_calls_are_under_way(autojump_clock: MockClock) -> None:
+    """What gathers while the calls are out goes into the next ones, and a lane is never in two."""
+    bench = Bench(FakeKinesis(latency_s=1.0), **ADAPTIVE, lanes=8)
+    async with bench.running() as sender:
+        for number in range(100):
+            for key in "ABCDEFGH":
+                await sender.send(batch(number, key=key))
+            await trio.sleep(0.1)
+    assert bench.kinesis.most_in_flight == 2
+    assert len(bench.kinesis.puts) <= 24
+    for put in bench.kinesis.puts:
+        assert len({entry.explicit_hash_key for entry in put.entries}) == len(put.entries)
+    assert all(stored(bench, key) == list(range(100)) for key in "ABCDEFGH")
+
+
+async def test_only_the_refused_part_is_sent_again_and_only_then_claimed(autojump_clock: MockClock) -> None:
+    """The other lane's blob is acknowledged at once."""
+    bench = Bench(FakeKinesis([refuse(THROTTLED, 0)]), **ADAPTIVE, retry=Retry(initial_s=0.5))
+    async with bench.running() as sender:
+        await sender.send(EncodedBatch([record(1, "BTCUSDT"), record(2, "ETHUSDT")], 0.0, 4))
+        await wait_all_tasks_blocked()
+        assert len(bench.claims) == 1
+        await trio.sleep(1.0)
+    assert [len(put.entries) for put in bench.kinesis.puts] == [2, 1]
+    assert bench.kinesis.times == [0.0, 0.5]
+    assert len(bench.claims) == 2
+    assert bench.sample("kinesis_entries_retried_total", reason="throttled") == 1
+    assert bench.sample("kinesis_puts_total", outcome="partial") == 1
+
+
+@pytest.mark.parametrize("failure", [THROTTLED, INTERNAL])
+async def test_a_throttled_lane_is_tried_for_ever_and_opens_no_breaker(
+    failure: EntryFailure, autojump_clock: MockClock
+) -> None:
+    """Slower each time, far beyond max_attempts, with later records behind."""
+    script = [refuse(failure)] * 30
+    bench = Bench(FakeKinesis(script), **ADAPTIVE, retry=Retry(max_attempts=3, initial_s=0.1, max_s=0.4))
+    async with bench.running() as sender:
+        await sender.send(batch(1, 2))
+        await trio.sleep(0.05)
+        await sender.send(batch(3))
+        assert bench.fact.breaker == "closed"
+    assert [round(time, 6) for time in bench.kinesis.times[:5]] == [0.0, 0.1, 0.3, 0.7, 1.1]
+    assert stored(bench) == [1, 2, 3]
+    assert bench.dead_letters.letters == []
+
+
+async def test_an_entry_that_keeps_failing_alone_becomes_a_letter_and_a_hole_in_its_place(
+    autojump_clock: MockClock,
+) -> None:
+    """After max_attempts answers with a code of its own; its neighbours are delivered, and its ids are declared."""
+    kinesis = FakeKinesis(always=refuse_data(ODD, b"2;"))
+    bench = Bench(kinesis, aggregation="none", batch=BatchLimits(flush="adaptive"), retry=Retry(max_attempts=3))
+    async with bench.running() as sender:
+        await sender.send(batch(1, 2, 3))
+        await trio.sleep(0.01)
+        await sender.send(batch(4))
+    [letter] = bench.dead_letters.letters
+    assert letter == DeadLetter(
+        reason="gave_up",
+        detail="OddException: nobody knows",
+        raw=b"2;",
+        at_ms=1000,
+        symbol="BTCUSDT",
+        event_type="trade",
+        partition_key="BTCUSDT",
+        claim=Claim(TRADES, 2, 2),
+        attempts=3,
+    )
+    in_order = kinesis.stored_by_key()["BTCUSDT"]
+    assert sorted(in_order[:2]) == [b"1;", b"3;"]
+    assert in_order[2:] == [b"hole poison 2-2", b"4;"]
+    assert sorted(bench.claims) == [Claim(TRADES, 1, 1), Claim(TRADES, 2, 2), Claim(TRADES, 3, 3), Claim(TRADES, 4, 4)]
+    assert bench.sample("holes_declared_total", stream_type="trade", reason="poison") == 1
+
+
+async def test_one_bad_record_in_a_blob_takes_no_other_with_it(autojump_clock: MockClock) -> None:
+    """A refused call is narrowed down to the record, which alone is given up."""
+    kinesis = FakeKinesis(always=invalid_with(b"13;"))
+    bench = Bench(kinesis, **ADAPTIVE)
+    async with bench.running() as sender:
+        await sender.send(batch(*range(10, 20)))
+        await sender.send(batch(1, 2, key="ETHUSDT"))
+    assert [letter.raw for letter in bench.dead_letters.letters] == [b"13;"]
+    assert bench.dead_letters.letters[0].reason == "rejected"
+    expected = [b"%d;" % number for number in range(10, 20)]
+    expected[3] = b"hole poison 13-13"
+    assert kinesis.stored_by_key()["BTCUSDT"] == expected
+    assert kinesis.stored_by_key()["ETHUSDT"] == [b"1;", b"2;"]
+    assert bench.fact.breaker == "closed"
+
+
+async def test_a_record_over_the_limit_is_given_up_without_a_call(autojump_clock: MockClock) -> None:
+    """1 MiB with its key; a record just within it travels raw and alone."""
+    bench = Bench(FakeKinesis(), **ADAPTIVE)
+    within = record(1, data=b"1;" + bytes(1_048_576 - 2 - len("BTCUSDT")))
+    above = record(2, data=b"2;" + bytes(1_048_576 - 1 - len("BTCUSDT")))
+    async with bench.running() as sender:
+        await sender.send(EncodedBatch([within, above, record(3)], 0.0, 1))
+    assert [letter.reason for letter in bench.dead_letters.letters] == ["too_large"]
+    assert bench.dead_letters.letters[0].detail == "1048577 bytes"
+    assert [data[:15] for data in bench.kinesis.stored_by_key()["BTCUSDT"]] == [
+        within.data[:15],
+        b"hole poison 2-2",
+        b"3;",
+    ]
+
+
+async def test_a_hole_that_is_refused_too_leaves_nothing_and_claims_nothing(autojump_clock: MockClock) -> None:
+    """Or it would go round for ever; the next task asks for those ids again."""
+    bench = Bench(FakeKinesis(always=INVALID), **ADAPTIVE)
+    snapshot = EncodedRecord("BTCUSDT", b"snapshot", None)
+    async with bench.running() as sender:
+        await sender.send(EncodedBatch([record(1), snapshot], 0.0, 1))
+    assert [letter.raw for letter in bench.dead_letters.letters] == [b"1;", b"hole poison 1-1", b"snapshot"]
+    assert [letter.symbol for letter in bench.dead_letters.letters] == ["BTCUSDT", "BTCUSDT", None]
+    assert bench.claims == []
+
+
+async def test_an_outage_opens_the_breaker_which_probes_until_it_is_over(autojump_clock: MockClock) -> None:
+    """Back-off, then one probe a timeout; everything is delivered in order afterwards."""
+    kinesis = FakeKinesis([UNAVAILABLE] * 5, latency_s=0.5)
+    bench = Bench(
+        kinesis,
+        **ADAPTIVE,
+        retry=Retry(initial_s=1.0),
+        circuit_breaker=CircuitBreakerLimits(failure_threshold=3, reset_timeout_s=30.0),
+    )
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(10.0)
+        assert (bench.fact.breaker, bench.sample("kinesis_breaker_state")) == ("open", 2)
+        await sender.send(batch(2))
+        await sender.send(batch(3, key="ETHUSDT"))
+        await trio.sleep(24.7)
+        assert (bench.fact.breaker, bench.sample("kinesis_breaker_state")) == ("half_open", 1)
+        await trio.sleep(100.0)
+        assert (bench.fact.breaker, bench.sample("kinesis_breaker_state")) == ("closed", 0)
+    assert kinesis.times == [0.0, 1.5, 4.0, 34.5, 65.0, 95.5, 96.0]
+    assert [len(put.entries) for put in kinesis.puts] == [1, 1, 1, 2, 2, 2, 1]
+    assert stored(bench) == [1, 2]
+    assert bench.sample("kinesis_possible_duplicates_total") == 1 + 1 + 1 + 2 + 2
+    assert bench.sample("kinesis_puts_total", outcome="transient") == 5
+
+
+async def test_throttling_of_whole_calls_slows_everything(autojump_clock: MockClock) -> None:
+    """The whole client backs off; the first success resets the delays."""
+    script = [OVERALL_THROTTLE, OVERALL_THROTTLE, None, OVERALL_THROTTLE]
+    bench = Bench(
+        FakeKinesis([step or refuse(THROTTLED, 99) for step in script]), **ADAPTIVE, retry=Retry(initial_s=1.0)
+    )
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(10.0)
+        await sender.send(batch(2))
+    assert bench.kinesis.times == [0.0, 1.0, 3.0, 10.0, 11.0]
+    assert bench.sample("kinesis_possible_duplicates_total") == 0
+
+
+async def test_a_configuration_error_is_shown_and_tried_again_slowly(autojump_clock: MockClock) -> None:
+    """Until a person has mended it; then it is forgotten and nothing is lost."""
+    bench = Bench(FakeKinesis([NO_STREAM] * 2), **ADAPTIVE, retry=Retry(max_s=7.0))
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(1.0)
+        assert bench.fact.configuration_error == str(NO_STREAM)
+        await trio.sleep(20.0)
+        assert bench.fact.configuration_error is None
+    assert bench.kinesis.times == [0.0, 7.0, 14.0]
+    assert stored(bench) == [1]
+
+
+async def test_a_call_that_landed_without_an_answer_is_sent_again_and_counted(autojump_clock: MockClock) -> None:
+    """At least once, and a possible duplicate is never silent."""
+    bench = Bench(FakeKinesis([LandedThenFailed(UNAVAILABLE)]), **ADAPTIVE)
+    async with bench.running() as sender:
+        await sender.send(batch(1, 2))
+    assert stored(bench) == [1, 2, 1, 2]
+    assert bench.sample("kinesis_possible_duplicates_total") == 2
+    assert bench.claims == [Claim(TRADES, 1, 2)]
+
+
+async def test_an_answer_of_the_wrong_length_counts_as_none(autojump_clock: MockClock) -> None:
+    """What is acknowledged cannot be known then."""
+
+    def answer(_: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        return []
+
+    class Careless(FakeKinesis):
+        async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+            self.puts.append((trio.current_time(), list(entries)))  # type: ignore[arg-type]  # only its length matters
+            return answer(entries) if len(self.puts) == 1 else [None] * len(entries)
+
+    bench = Bench(Careless(), **ADAPTIVE)
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+    assert len(bench.kinesis.puts) == 2
+    assert bench.claims == [Claim(TRADES, 1, 1)]
+
+
+async def test_a_full_producer_stops_receiving_and_goes_on_when_there_is_room(autojump_clock: MockClock) -> None:
+    """During an outage the channel fills and its sender stalls; nothing grows, nothing is lost."""
+    kinesis = FakeKinesis([UNAVAILABLE] * 6)
+    bench = Bench(kinesis, **ADAPTIVE, held_max_bytes=10_000, lanes=1)
+    sent = 0
+
+    async def produce() -> None:
+        nonlocal sent
+        with bench.sender as sender:
+            for number in range(100):
+                await sender.send(batch(number, size=1000))
+                sent += 1
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        nursery.start_soon(produce)
+        await trio.sleep(20.0)
+        assert sent == 8 + 4  # held, and in the channel
+        assert bench.fact.held_bytes == 8 * (1002 + 256)
+    assert stored(bench) == list(range(100))
+
+
+async def test_no_put_starts_after_the_last_moment(autojump_clock: MockClock) -> None:
+    """What is left is counted and not claimed; the put that is out is waited for."""
+    bench = Bench(FakeKinesis(latency_s=3.0), **ADAPTIVE)
+    with bench.sender as sender:
+        await sender.send(batch(1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        bench.producer.last_put_at(2.0)
+    assert (trio.current_time(), bench.claims) == (3.0, [Claim(TRADES, 1, 1)])
+
+    late = Bench(FakeKinesis([refuse(THROTTLED)] * 9), **ADAPTIVE, retry=Retry(initial_s=1.0))
+    with late.sender as sender:
+        await sender.send(batch(1, 2))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(late.producer.run, late.intake)
+        late.producer.last_put_at(trio.current_time() + 5.0)
+    assert (trio.current_time(), late.claims) == (8.0, [])
+    assert late.sample("records_abandoned_total", reason="out_of_time") == 2
+
+
+async def test_after_the_last_moment_nothing_starts_though_the_input_goes_on(autojump_clock: MockClock) -> None:
+    """The sources may take longer to close than puts may start."""
+    bench = Bench(FakeKinesis(), **ADAPTIVE)
+    bench.producer.last_put_at(1.0)
+    async with bench.running() as sender:
+        await trio.sleep(2.0)
+        await sender.send(batch(1))
+        await trio.sleep(2.0)
+    assert bench.kinesis.puts == []
+    assert bench.sample("records_abandoned_total", reason="out_of_time") == 1
+
+
+async def test_an_open_breaker_is_not_waited_for_at_the_end(autojump_clock: MockClock) -> None:
+    """The records belong to the next task."""
+    bench = Bench(
+        FakeKinesis(always=UNAVAILABLE), **ADAPTIVE, circuit_breaker=CircuitBreakerLimits(failure_threshold=1)
+    )
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(1.0)
+    assert trio.current_time() == 1.0
+    assert bench.sample("records_abandoned_total", reason="breaker_open") == 1
+
+
+async def test_cancelled_it_still_delivers_what_it_holds_and_what_waits(autojump_clock: MockClock) -> None:
+    """The farewell is shielded and bounded; a put that was cancelled half-way is sent again."""
+    bench = Bench(FakeKinesis(latency_s=1.0), **ADAPTIVE, lanes=1, held_max_bytes=1)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        await bench.sender.send(batch(1))
+        await wait_all_tasks_blocked()
+        for number in (2, 3):
+            await bench.sender.send(batch(number))
+        assert bench.intake.fill()[0] == 2
+        nursery.cancel_scope.cancel()
+    assert stored(bench) == [1, 2, 3]
+    assert bench.claims == [Claim(TRADES, 1, 1), Claim(TRADES, 2, 3)]
+    assert bench.sample("kinesis_possible_duplicates_total") == 1
+    assert trio.current_time() == 2.0
+
+
+async def test_the_farewell_ends_in_time(autojump_clock: MockClock) -> None:
+    """What it could not deliver is counted, unclaimed."""
+    bench = Bench(FakeKinesis(latency_s=100.0), **ADAPTIVE, farewell_s=4.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        await bench.sender.send(batch(1))
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == 5.0
+    assert bench.claims == []
+    assert bench.sample("records_abandoned_total", reason="out_of_time") == 1
+
+
+async def test_a_letter_that_is_cut_off_is_written_in_the_farewell(autojump_clock: MockClock) -> None:
+    """The hole never goes out before its letter is written."""
+    bench = Bench(FakeKinesis(always=invalid_with(b"1;")), **ADAPTIVE)
+    write = bench.dead_letters.write
+    slow = trio.Event()
+
+    async def write_slowly(letters: Sequence[DeadLetter]) -> None:
+        if not slow.is_set():
+            slow.set()
+            await trio.sleep_forever()
+        await write(letters)
+
+    bench.dead_letters.write = write_slowly  # type: ignore[method-assign]  # the first letter hangs
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        await bench.sender.send(batch(1))
+        await slow.wait()
+        nursery.cancel_scope.cancel()
+    assert [letter.raw for letter in bench.dead_letters.letters] == [b"1;"]
+    assert bench.kinesis.stored_by_key() == {"BTCUSDT": [b"hole poison 1-1"]}
+
+
+@pytest.mark.parametrize(("kind", "event_type"), [("trade", "trade"), ("depth", "depth"), ("kline_1m", "kline")])
+def test_a_claim_knows_its_event_type(kind: str, event_type: str) -> None:
+    """By the kind of its subscription."""
+    assert event_type_of(Claim(Subscription("BTCUSDT", kind), 1, 1)) == event_type
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), aggregation=st.sampled_from(["kpl", "none"]))
+def test_whatever_kinesis_does_everything_lands_and_only_that_is_claimed(seed: int, aggregation: str) -> None:
+    """Random failures of entries and calls, lost answers, latency: aggregated, no later record ever overtakes."""
+    rng = Random(seed)
+    numbers = {key: list(range(rng.randrange(40))) for key in "ABCD"}
+
+    def misbehave(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        fate = rng.random()
+        if fate < 0.15:
+            raise rng.choice([UNAVAILABLE, OVERALL_THROTTLE, NO_STREAM])
+        return [rng.choice([THROTTLED, INTERNAL]) if rng.random() < 0.2 else None for _ in entries]
+
+    async def play() -> Bench:
+        steps: list[Any] = [misbehave if rng.random() < 0.9 else LandedThenFailed(UNAVAILABLE) for _ in range(60)]
+        kinesis = FakeKinesis(steps, latency_s=0.05, shards=2, rng=rng)
+        bench = Bench(
+            kinesis,
+            aggregation=aggregation,
+            blob_bytes=1000,
+            lanes=rng.choice([1, 4]),
+            batch=BatchLimits(flush="adaptive", max_records=6),
+            circuit_breaker=CircuitBreakerLimits(failure_threshold=1000),  # open at the end, it would not be waited for
+        )
+        left = {key: list(values) for key, values in numbers.items()}
+        async with bench.running() as sender:
+            while left:
+                key = rng.choice(sorted(left))
+                share = [left[key].pop(0) for _ in range(min(len(left[key]), rng.randrange(1, 9)))]
+                await sender.send(batch(*share, key=key, size=rng.choice([1, 300])))
+                if not left[key]:
+                    del left[key]
+                await trio.sleep(rng.choice([0.0, 0.1]))
+        return bench
+
+    bench = trio.run(partial(play), clock=MockClock(autojump_threshold=0.0))
+    for key, expected in numbers.items():
+        order = stored(bench, key)
+        assert sorted(set(order)) == expected
+        if aggregation == "kpl":
+            assert list(dict.fromkeys(order)) == expected
+    claimed = sorted(
+        (claim.subscription.symbol, n) for claim in bench.claims for n in range(claim.first, claim.last + 1)
+    )
+    assert claimed == sorted((key, number) for key, expected in numbers.items() for number in expected)
+    assert bench.fact.held_bytes == 0
