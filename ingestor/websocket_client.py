@@ -28,6 +28,7 @@ from ingestor.core.health import ConnectionFact
 from ingestor.core.rate_limit import control_pace
 from ingestor.core.subscription import Subscribing
 from ingestor.frames import HandshakeRefusedError, ReceiveLane
+from ingestor.tls import TlsStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ async def open_stream(url: VenueUrl, ssl_context: ssl.SSLContext | None = None) 
     if not url.is_tls:
         return stream
     context = ssl.create_default_context() if ssl_context is None else ssl_context
-    secured = trio.SSLStream(stream, context, server_hostname=url.host, https_compatible=True)
+    secured = TlsStream(stream, context, server_hostname=url.host)
     try:
         await secured.do_handshake()
     except BaseException:
@@ -359,6 +360,7 @@ class Connection:
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; reconnect after every loss, slower each time."""
+        enter(self._fact, "connecting")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._farewell.watch)
             while True:
