@@ -168,11 +168,14 @@ class StreamReader:
         """Hand every page from `start` to `consume`, in order for each shard, shards side by side.
 
         Returns when every shard was read to its present end, or to a record that arrived after `until_ms`; with
-        `follow` it goes on for ever. `on_caught_up` is called once, when every shard has been at its end.
+        `follow` it goes on for ever. `on_caught_up` is called once, when every shard has been at its end. Raises
+        `SinkError`, itself and in no group, if the reader is not patient.
         """
         async with trio.open_nursery() as nursery:
             reading = _Reading(self, nursery, consume, until_ms, on_caught_up or _say_nothing, follow=follow)
-            await reading.adopt(start)
+            nursery.start_soon(reading.begin, start)
+        if reading.failure is not None:
+            raise reading.failure
 
     async def list_shards(self) -> list[ShardInfo]:
         """List all shards, however many tries it takes."""
@@ -261,31 +264,49 @@ class _Reading:
         self._read: dict[str, trio.Event] = {}
         self._behind: set[str] = set()
         self._has_caught_up = False
+        self.failure: SinkError | None = None
 
-    async def adopt(self, start: Start) -> None:
-        """Begin every shard that is new."""
-        shards = [shard for shard in await self._reader.list_shards() if shard.shard_id not in self._read]
-        if start.kind == "LATEST":
-            shards = [shard for shard in shards if not shard.closed]
+    async def begin(self, start: Start) -> None:
+        """Begin every shard that is new; one that fails for good ends the whole reading."""
+        try:
+            shards = await self._reader.list_shards()
+        except SinkError as error:
+            self._fail(error)
+            return
+        shards = [shard for shard in shards if shard.shard_id not in self._read]
         for shard in shards:
             self._read[shard.shard_id] = trio.Event()
             self._behind.add(shard.shard_id)
         for shard in shards:
-            self._nursery.start_soon(self._read_shard, shard, start)
+            if start.kind == "LATEST" and shard.closed:
+                self._finish(shard.shard_id)
+            else:
+                self._nursery.start_soon(self._follow_shard, shard, start)
 
-    async def _read_shard(self, shard: ShardInfo, start: Start) -> None:
+    async def _follow_shard(self, shard: ShardInfo, start: Start) -> None:
         for parent_id in (shard.parent_id, shard.adjacent_parent_id):
             if parent_id in self._read:
                 await self._read[parent_id].wait()
-        is_split = await self._reader.pages(
-            shard.shard_id, start, self._consume, lambda page: self._is_end(shard, page)
-        )
+        try:
+            is_split = await self._reader.pages(
+                shard.shard_id, start, self._consume, lambda page: self._is_end(shard, page)
+            )
+        except SinkError as error:
+            self._fail(error)
+            return
         if (
             is_split and not shard.closed
         ):  # it closed under our eyes: its children are new, and hold only what came later
-            await self.adopt(OLDEST if start.kind == "LATEST" else start)
-        self._read[shard.shard_id].set()
-        self._note_tip(shard.shard_id)
+            await self.begin(OLDEST if start.kind == "LATEST" else start)
+        self._finish(shard.shard_id)
+
+    def _finish(self, shard_id: str) -> None:
+        self._read[shard_id].set()
+        self._note_tip(shard_id)
+
+    def _fail(self, error: SinkError) -> None:
+        self.failure = error
+        self._nursery.cancel_scope.cancel()
 
     def _is_end(self, shard: ShardInfo, page: RecordsPage) -> bool:
         if page.millis_behind == 0:

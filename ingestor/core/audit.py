@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from msgspec import Struct
 
 from ingestor.core.claims import Intervals, Range, claim_of
-from ingestor.core.model import HoleReason, Subscription  # noqa: TC001 - msgspec reads HoleReason when it decodes
+from ingestor.core.model import HoleReason, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
