@@ -162,7 +162,7 @@ class KinesisApi:
     """The crossing: a client and the threads in which its calls run; writers and readers share one."""
 
     def __init__(self, open_client: Callable[[], KinesisClient], run_blocking: RunBlocking) -> None:
-        """Open the client, and do so again when its credentials have expired or there were none: botocore never looks again."""
+        """Open the client, and again when its credentials have expired or it found none: botocore never looks again."""
         self._open_client = open_client
         self._client = open_client()
         self._run_blocking = run_blocking
