@@ -232,14 +232,12 @@ class _GapRepair:
     async def run(self) -> NoReturn:
         pending = self._ledger.pending
         while True:
-            now = trio.current_time()
-            due_at = pending.due_at(now)
-            if due_at > now:
-                await self._bell.wait_until(due_at)
-                continue
             await self._ledger.wait_for_room()
-            run = pending.next_run(trio.current_time())
-            if run is not None:
+            now = trio.current_time()
+            run = pending.next_run(now)
+            if run is None:
+                await self._bell.wait_until(pending.due_at(now))
+            else:
                 await self._work_on(run)
 
     async def _work_on(self, run: Gap) -> None:
@@ -401,26 +399,21 @@ class _BookSync:
 
     async def run(self, urgent: bool) -> NoReturn:
         while True:
-            now = trio.current_time()
-            due_at = min((wish.due_s for _, wish in self._open(urgent)), default=inf)
-            if due_at > now:
-                await self._bell.wait_until(due_at)
-                continue
             await self._outlet.records.wait_for_room()
-            symbol = self._pick(urgent)
-            if symbol is not None:
+            due_s, symbol = self._next(urgent)
+            if due_s > trio.current_time():
+                await self._bell.wait_until(due_s)
+            else:
                 await self._seed(symbol, self._wishes[symbol])
 
-    def _open(self, urgent: bool) -> list[tuple[str, _Wish]]:
-        return [
-            (symbol, wish)
+    def _next(self, urgent: bool) -> tuple[float, str]:
+        """Return the wish that is due first, and when; never (inf) if there is none."""
+        wishes = (
+            (wish.due_s, symbol)
             for symbol, wish in self._wishes.items()
             if wish.urgent is urgent and symbol not in self._in_flight
-        ]
-
-    def _pick(self, urgent: bool) -> str | None:
-        due = [(wish.due_s, symbol) for symbol, wish in self._open(urgent) if wish.due_s <= trio.current_time()]
-        return min(due)[1] if due else None
+        )
+        return min(wishes, default=(inf, ""))
 
     async def _seed(self, symbol: str, wish: _Wish) -> None:
         """Fetch a snapshot, load it and send its record; the next wish is noted."""
