@@ -67,3 +67,19 @@ async def test_a_send_to_nobody_is_an_error() -> None:
     receiver.close()
     with pytest.raises(trio.BrokenResourceError):
         await sender.send(Parcel(1))
+
+
+async def test_a_patient_sender_waits_until_half_of_the_channel_is_free() -> None:
+    """Repair leaves the other half to live data, in batches and in bytes."""
+    for size_bytes, most in ((1, 2), (300, 1)):
+        sender, receiver = open_parcel_channel(4, 1_000)
+        for _ in range(3):
+            await sender.send(Parcel(size_bytes))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.wait_for_room)
+            await wait_all_tasks_blocked()
+            while receiver.fill()[0] > most:
+                assert len(nursery.child_tasks) == 1
+                receiver.receive_nowait()
+                await wait_all_tasks_blocked()
+            assert not nursery.child_tasks
