@@ -12,7 +12,7 @@ import ssl
 import urllib.parse
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -94,13 +94,18 @@ def parse_url(url: str) -> VenueUrl:
     )
 
 
+@cache
+def default_context() -> ssl.SSLContext:
+    """Return what verifies the venue by the system's authorities; made once, since reading those takes time."""
+    return ssl.create_default_context()
+
+
 async def open_stream(url: VenueUrl, ssl_context: ssl.SSLContext | None = None) -> trio.abc.Stream:
     """Connect to the first address of the host that answers; with TLS, verified against the host's name, for `wss`."""
     stream = await trio.open_tcp_stream(url.host, url.port)
     if not url.is_tls:
         return stream
-    context = ssl.create_default_context() if ssl_context is None else ssl_context
-    secured = TlsStream(stream, context, server_hostname=url.host)
+    secured = TlsStream(stream, ssl_context or default_context(), server_hostname=url.host)
     try:
         await secured.do_handshake()
     except BaseException:
@@ -283,7 +288,10 @@ class Feed:
                 self.subscribing.acknowledge(request_id)
             case StreamError(code=code, text=text, id=request_id):
                 given_up = [subscription.stream_name for subscription in self.subscribing.refuse(request_id)]
-                log.error("subscription_refused", connection=self._name, code=code, text=text, given_up=given_up)
+                # Without a name to give up, it is the message around a bad name, or an error that answers nothing of
+                # ours.
+                report = log.error if given_up else log.info
+                report("subscription_refused", connection=self._name, code=code, text=text, given_up=given_up)
             case ServerShutdown():
                 self._shutdown_announced.set()
         self._answered.set()

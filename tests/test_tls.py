@@ -129,6 +129,15 @@ async def test_bytes_that_are_not_tls_break_the_stream_after_what_was_good(autho
             await stream.receive_some()
 
 
+async def test_bytes_that_were_never_tls_break_the_stream(authority: trustme.CA) -> None:
+    """Nothing good before them: the error comes at once."""
+    stream, peer = open_pair(authority)
+    await shake_hands(stream, peer)
+    await peer.transport_stream.send_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+    with pytest.raises(trio.BrokenResourceError, match="TLS broken"):
+        await stream.receive_some()
+
+
 async def test_a_peer_that_cannot_prove_its_name_is_told_and_refused(authority: trustme.CA) -> None:
     """The error names the reason; the peer learns it by an alert."""
     stream, peer = open_pair(authority, name="elsewhere.example")

@@ -569,7 +569,7 @@ async def test_two_losses_at_once_are_told_as_one(autojump_clock: trio.testing.M
 # Real sockets
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
 
@@ -581,10 +581,17 @@ def venue_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
 
 
 async def play_for_real(
-    nursery: trio.Nursery, script: Script, tls: ssl.SSLContext | None, trust: ssl.SSLContext | None, log: list[Any]
+    nursery: trio.Nursery,
+    script: Script,
+    tls: ssl.SSLContext | None,
+    trust: ssl.SSLContext | None,
+    log: list[Any],
+    *,
+    limits: FeedLimits | None = None,
 ) -> Bench:
     """Serve the script on a loopback port and connect to it; return when it was lost or the first data arrived."""
     bench = Bench(nursery, [script])
+    bench.limits = limits or bench.limits
     port = await bench.venue.serve(tls)
     url = parse_url(f"{'ws' if tls is None else 'wss'}://localhost:{port}")
     bench.start(url=replace(url, host="127.0.0.1"), connect=lambda: open_stream(url, trust))
@@ -616,6 +623,72 @@ async def test_messages_flow_over_a_real_socket(is_tls: bool, authority: trustme
         bench = await play_for_real(nursery, send_trade, tls, trust, log)
         await until(lambda: len(bench.consumer.messages) == 2)
         assert bench.consumer.messages == ["early", TRADE]
+        nursery.cancel_scope.cancel()
+
+
+def answer(head: bytes) -> Script:
+    async def script(socket: VenueSocket) -> None:
+        await socket.read_head()
+        await socket.send(head)
+        await socket.stay()
+
+    return script
+
+
+def send_and_cut(wire: bytes) -> Script:
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept(along=wire)
+        await socket.read_request()
+
+    return script
+
+
+def send_and_stay(wire: bytes) -> Script:
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept(along=wire)
+        await socket.stay()
+
+    return script
+
+
+RUDE: dict[str, tuple[Script, str]] = {
+    "half open": (never, "within 0.1 s"),
+    "451": (answer(b"HTTP/1.1 451 X\r\n\r\n"), "HTTP 451"),
+    "200": (answer(b"HTTP/1.1 200 OK\r\n\r\n<html>"), "HTTP 200: unexpected answer (<html>)"),
+    "garbage": (answer(b"\x00\x01\x02"), "not HTTP"),
+    "cut in mid frame": (send_and_cut(frame(b"x" * 200)[:99]), "connection lost without a close frame"),
+    "oversize": (send_and_stay(frame(b"x" * 1_048_577)[:10]), "message of more than 1048576 bytes"),
+    "masked": (send_and_stay(b"\x81\x85abcdhello"), "masked frame"),
+    "reserved bits": (send_and_stay(frame(b"x", 0xC1)), "reserved bits"),
+    "silence": (send_and_stay(b""), "silent for 0.1 s"),
+}
+
+
+@pytest.mark.parametrize(("script", "cause"), RUDE.values(), ids=RUDE.keys())
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_rude_venue_on_a_real_socket_is_a_loss_with_a_cause(
+    script: Script, cause: str, is_tls: bool, authority: trustme.CA, log: list[Any]
+) -> None:
+    """The same on the kernel's streams as on those in memory, plain and under TLS."""
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    tls = venue_context(authority, "localhost") if is_tls else None
+    limits = FeedLimits(
+        connect_s=0.1 if cause.startswith("within") else 10.0, silence_s=0.1 if cause.startswith("silent") else 30.0
+    )
+    async with trio.open_nursery() as nursery:
+        await play_for_real(nursery, script, tls, trust, log, limits=limits)
+        nursery.cancel_scope.cancel()
+    assert cause in causes(log)[0]
+
+
+async def test_a_fragmented_message_with_a_ping_inside_arrives_whole_over_a_real_socket(log: list[Any]) -> None:
+    """It keeps its place between its neighbours, and the ping is answered."""
+    wire = frame(b"1") + frame(b"2a", 0x01) + frame(b"p", PING) + frame(b"2b", 0x80) + frame(b"3")
+    async with trio.open_nursery() as nursery:
+        bench = await play_for_real(nursery, send_and_stay(wire), None, None, log)
+        await until(lambda: bench.venue.sockets[0].pongs == [b"p"] and len(bench.consumer.messages) == 3)
+        assert bench.consumer.messages == ["1", "2a2b", "3"]
         nursery.cancel_scope.cancel()
 
 
