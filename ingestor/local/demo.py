@@ -89,20 +89,20 @@ class Demo:
     async def _serve(self, config: Config, venue: Venue, seconds: float) -> dict[Subscription, Intervals]:
         """Let the service run and stop; return what the venue had produced when it was asked to stop."""
         stop = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(interrupt, stop)
-            with Live(console=self._console, refresh_per_second=4, screen=False) as live:
+        async with trio.open_nursery() as guard:
+            guard.start_soon(interrupt, stop)
+            with Live(console=self._console, refresh_per_second=4) as live:
                 logs.set_up(config.logging.level, config.logging.format)
-                url = await nursery.start(app.serve, config, open_world(config), stop)
-                with trio.CancelScope() as watching:
+                async with trio.open_nursery() as service:
+                    url = await service.start(app.serve, config, open_world(config), stop)
                     async with trio.open_nursery() as viewers:
                         viewers.start_soon(self._watch, live, url, venue)
                         await self._wait_for_end(venue, seconds, stop)
                         produced = {name: account.produced.copy() for name, account in venue.ledger.items()}
                         await self._wait_until_covered(url, produced, stop)
-                        watching.cancel()
-                stop.set()
-            nursery.cancel_scope.deadline = trio.current_time() + config.service.shutdown_grace_s
+                        viewers.cancel_scope.cancel()
+                    stop.set()
+            guard.cancel_scope.cancel()
         return produced
 
     async def _wait_for_end(self, venue: Venue, seconds: float, stop: trio.Event) -> None:
