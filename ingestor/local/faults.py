@@ -106,7 +106,16 @@ class Lag(Struct, frozen=True):
     lag_ms: int = 5_000
 
 
-Fault: TypeAlias = Disconnect | Refuse | Stall | Deafen | Skip | Repeat | Fragment | Inject | Shutdown | FailRest | Lag
+class DamageArchive(Struct, frozen=True):
+    """Send the next `downloads` of the public archive one byte short."""
+
+    at_s: float
+    downloads: int = 1
+
+
+Fault: TypeAlias = (
+    DamageArchive | Disconnect | Refuse | Stall | Deafen | Skip | Repeat | Fragment | Inject | Shutdown | FailRest | Lag
+)
 
 _OVERSIZE_BYTES: Final = 17 << 20  # more than any client should take in one frame
 

@@ -242,10 +242,11 @@ def _empty_bar(interval: str, at_ms: int, price: int) -> Bar:
 
 
 class History:
-    """What is remembered of one symbol; `keep_*` bound it."""
+    """What is remembered of one symbol; `keep_*` bound it. All trades since `trades_since_ms` are there."""
 
-    def __init__(self, symbol: str, *, keep_trades: int = 100_000, keep_bars: int = 2_000) -> None:
+    def __init__(self, symbol: str, *, start_ms: int = 0, keep_trades: int = 100_000, keep_bars: int = 2_000) -> None:
         self.symbol = symbol
+        self.trades_since_ms = start_ms
         self.book = Book()
         self.fills: list[Fill] = []
         self.bars: dict[str, list[Bar]] = {}
@@ -259,6 +260,7 @@ class History:
         fills.append(fill)
         if len(fills) >= 2 * self._keep_trades:  # in halves, so that forgetting costs nothing per trade
             del fills[: -self._keep_trades]
+            self.trades_since_ms = fills[0].time_ms + 1
 
     def add_bar(self, interval: str, bar: Bar) -> None:
         """Remember a bar; one with the open time of the last replaces it."""

@@ -29,8 +29,8 @@ _KNOWN_PRICES: Final = {"BTC": 60_000 * UNIT, "ETH": 3_000 * UNIT, "BNB": 600 * 
 class Market:
     """Many symbols on one clock; `orders_per_s` and `updates_per_s` are means per symbol.
 
-    Only streams that are watched are spelled out, everything happens all the same. `keep_trades` bounds what REST can
-    still give.
+    Only streams that are watched are spelled out, everything happens all the same. `keep_trades` and `keep_bars`
+    (an interval) bound what REST and the archive can still give.
     """
 
     paced = True  # its events are due at given times: do not ask for more than the clock allows
@@ -46,11 +46,12 @@ class Market:
         updates_per_s: float = 20.0,
         levels: int = 500,
         keep_trades: int = 100_000,
+        keep_bars: int = 2_000,
     ) -> None:
         self._now_ms = start_ms
         self._symbols = {
             symbol: _SymbolMarket(
-                History(symbol, keep_trades=keep_trades),
+                History(symbol, start_ms=start_ms, keep_trades=keep_trades, keep_bars=keep_bars),
                 Random(f"{seed}/{symbol}"),  # noqa: S311 - a reproducible model, not a secret
                 start_ms,
                 _Habits(orders_per_s, updates_per_s, levels),

@@ -20,6 +20,7 @@ from wsproto import events
 from wsproto.utilities import RemoteProtocolError
 
 from ingestor.local import faults
+from ingestor.local.archive import ArchiveDesk
 from ingestor.local.ledger import Ledger
 from ingestor.local.protocol import BadPathError, Close, Ping, Rules, VenueConnection, shutdown_notice
 from ingestor.local.rest import Response, RestDesk, Source
@@ -43,6 +44,11 @@ class VenueUrls(NamedTuple):
 
     websocket_url: str
     rest_url: str
+
+    @property
+    def archive_url(self) -> str:
+        """Where the public archive is: its paths and those of REST do not meet, so one address serves both."""
+        return self.rest_url
 
 
 class Feed(Source, Protocol):
@@ -84,6 +90,7 @@ class Venue:
     ) -> None:
         self.rules = rules or Rules()
         self.desk = RestDesk(source, self.rules)
+        self.archive = ArchiveDesk(source)
         self.ledger = Ledger()
         self.finished = trio.Event()
         self.messages_sent = 0
@@ -146,7 +153,7 @@ class Venue:
             if _wants_upgrade(request):
                 await self._serve_websocket(stream, http, request, target)
                 return
-            response = self._answer(target)
+            response = self._answer(target, request)
             if response is None:
                 await _ignore(stream)
                 return
@@ -155,12 +162,15 @@ class Venue:
                 return
             http.start_next_cycle()
 
-    def _answer(self, target: str) -> Response | None:
-        """Answer a REST request; None while REST is mute."""
+    def _answer(self, target: str, request: h11.Request) -> Response | None:
+        """Answer a request; None while REST is mute."""
         self._follow_faults(trio.current_time())
+        parts = urlsplit(target)
+        if parts.path.startswith("/data/"):
+            asked = next((value.decode("latin-1") for name, value in request.headers if name == b"range"), None)
+            return self.archive.answer(parts.path, asked)
         if trio.current_time() < self._mute_until_s:
             return None
-        parts = urlsplit(target)
         return self.desk.answer(parts.path, parse_qsl(parts.query, keep_blank_values=True), self._wall_ms())
 
     async def _serve_websocket(
@@ -298,6 +308,8 @@ class Venue:
             case faults.FailRest(for_s=for_s, what=what):
                 self._rest_fails_until_s = now + for_s
                 self.desk.trouble.answer = faults.rest_answer(what, for_s, self._wall_ms())
+            case faults.DamageArchive(downloads=downloads):
+                self.archive.damaged = downloads
             case faults.Lag(for_s=for_s, lag_ms=lag_ms):
                 self._lag_until_s = now + for_s
                 self.desk.trouble.lag_ms = lag_ms

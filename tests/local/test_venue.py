@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,10 @@ from ingestor.local import faults
 from ingestor.local.market import Market
 from ingestor.local.protocol import Rules
 from ingestor.local.recording import Recording
-from ingestor.local.venue import Venue
+from ingestor.local.venue import Venue, VenueUrls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-
-    from ingestor.local.venue import VenueUrls
 
     MemoryStream = trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]
 
@@ -440,6 +439,22 @@ async def test_rest_fails_for_a_while(autojump_clock: MockClock) -> None:
         await trio.sleep(2.0)
         newest = json.loads((await box.get("/api/v3/historicalTrades?symbol=BTCUSDT&limit=1"))[2])[0]
         assert newest["time"] > BASE_MS + trio.current_time() * 1_000 - 1_000
+
+
+async def test_the_archive_is_served_beside_rest(autojump_clock: MockClock) -> None:
+    """Also while REST fails; damaged when the script says so, and from the middle when that is asked for."""
+    day_ms = 86_400_000
+    yesterday_ms = BASE_MS - BASE_MS % day_ms - day_ms
+    market = Market(("BTCUSDT",), start_ms=yesterday_ms, orders_per_s=0.001, updates_per_s=0.001)
+    market.advance(BASE_MS)
+    date = time.strftime("%Y-%m-%d", time.gmtime(yesterday_ms // 1_000))
+    path = f"/data/spot/daily/klines/BTCUSDT/1h/BTCUSDT-1h-{date}.zip"
+    async with open_box(source=market) as box:
+        box.venue.suffer(faults.FailRest(0.0, 60.0, "mute"))
+        box.venue.suffer(faults.DamageArchive(0.0))
+        (_, _, damaged), (status, _, whole) = await box.get(path), await box.get(path)
+        assert (status, damaged) == (200, whole[:-1])
+        assert VenueUrls("ws://x", "http://x").archive_url == "http://x"
 
 
 # -- recordings and sockets -------------------------------------------------------------------------------------------
