@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _DECIMALS = 8
 _UNIT = 10**_DECIMALS
-_NO_FLOOR = -(2**63)
+_NOTHING = -(2**63)  # a key below any price
 _MAX_PRICE = 2**63 - 1
-_ZERO = "0.00000000"
+_ZEROS = frozenset({"0", *(f"0.{'0' * decimals}" for decimals in range(1, 19))})  # a quantity that removes a level
 _MAX_BUFFERED = 1000  # diffs between the admission of a snapshot request and its answer: 100 s of one symbol
 _MAX_LEVELS = 4000  # a side that price runs away from collects levels; the worst are let go and the floor rises
 
@@ -70,53 +70,66 @@ def _price_text(price: int) -> DecimalText:
 
 
 class _Side:
-    """The prices of one side as ascending keys, best last: a bid's key is its price, an ask's is the negative of it."""
+    """The prices of one side as ascending keys, best last: a bid's key is its price, an ask's is the negative of it.
+
+    The first key is `_NOTHING`, below any price, so that there always is a last one.
+    """
 
     __slots__ = ("_floor", "_sign", "_text", "_text_key", "keys")
 
     def __init__(self, sign: Literal[1, -1]) -> None:
-        self.keys = array("q")
+        self.keys = array("q", [_NOTHING])
         self._sign = sign
-        self._floor = _NO_FLOOR
-        self._text_key: int | None = None
+        self._floor = _NOTHING
+        self._text_key = _NOTHING
         self._text: DecimalText | None = None
 
-    def seed(self, prices: Iterable[int], limit: int) -> None:
+    def seed(self, prices: Sequence[int], limit: int) -> None:
+        """Start from the best `limit` prices; fewer of them are all there are."""
         sign = self._sign
-        self.keys = array("q", sorted(sign * price for price in prices))
-        self._floor = self.keys[0] if len(self.keys) >= limit else _NO_FLOOR
+        self.keys = array("q", [_NOTHING, *sorted(sign * price for price in prices)])
+        self._floor = self.keys[1] if len(prices) >= limit else _NOTHING
 
     def clear(self) -> None:
-        self.keys = array("q")
+        """Forget all prices."""
+        self.keys = array("q", [_NOTHING])
 
-    def apply(self, changes: Iterable[tuple[int, bool]]) -> None:
-        """Set (True) or remove (False) the levels at these prices; what lies below the floor is left alone."""
-        keys, floor, sign = self.keys, self._floor, self._sign
-        for price, present in changes:
-            key = price * sign
+    def apply(self, levels: Iterable[Level], prices: PriceCache) -> None:  # noqa: C901 - one flat loop, for speed
+        """Set or remove levels, the top looked at first; what lies below the floor is left alone."""
+        keys, floor, sign, zeros = self.keys, self._floor, self._sign, _ZEROS
+        top = keys[-1]
+        for price, quantity in levels:
+            key = sign * prices[price]
             if key < floor:
                 continue
-            index = bisect_left(keys, key)
-            if index < len(keys) and keys[index] == key:
-                if not present:
-                    del keys[index]
-            elif present:
-                keys.insert(index, key)
+            if key < top:
+                index = bisect_left(keys, key)
+                if keys[index] == key:
+                    if quantity in zeros:
+                        del keys[index]
+                elif quantity not in zeros:
+                    keys.insert(index, key)
+            elif quantity not in zeros:
+                if key > top:
+                    keys.append(key)
+                    top = key
+            elif key == top:
+                keys.pop()
+                top = keys[-1]
         if len(keys) > _MAX_LEVELS:
-            del keys[: -_MAX_LEVELS // 2]
-            self._floor = keys[0]
+            del keys[1 : -_MAX_LEVELS // 2]
+            self._floor = keys[1]
 
     def is_exhausted(self) -> bool:
         """Whether nothing is left although the venue may still have levels below the floor."""
-        return not self.keys and self._floor != _NO_FLOOR
+        return self.keys[-1] == _NOTHING != self._floor
 
     def best(self) -> DecimalText | None:
         """Return the best price as text, None when the side is empty."""
-        if not self.keys:
-            return None
         key = self.keys[-1]
         if key != self._text_key:
-            self._text_key, self._text = key, _price_text(key * self._sign)
+            self._text_key = key
+            self._text = None if key == _NOTHING else _price_text(key * self._sign)
         return self._text
 
 
@@ -232,8 +245,8 @@ class OrderBook:
             return False
         if final > book_id:
             try:
-                self._bids.apply(self._changes(bids))
-                self._asks.apply(self._changes(asks))
+                self._bids.apply(bids, self._prices)
+                self._asks.apply(asks, self._prices)
             except ValueError:
                 return False
             if self._bids.is_exhausted() or self._asks.is_exhausted() or self._is_crossed():
@@ -242,20 +255,10 @@ class OrderBook:
         self.state = BookState.SYNCHRONISED
         return True
 
-    def _changes(self, levels: Sequence[Level]) -> Iterable[tuple[int, bool]]:
-        prices = self._prices
-        return [(prices[price], quantity != _ZERO and not _is_zero(quantity)) for price, quantity in levels]
-
     def _is_crossed(self) -> bool:
-        bids, asks = self._bids.keys, self._asks.keys
-        return bool(bids and asks) and bids[-1] >= -asks[-1]
+        return self._bids.keys[-1] >= -self._asks.keys[-1]
 
     def _lose(self) -> None:
         self.state = BookState.UNSYNCHRONISED
         self._bids.clear()
         self._asks.clear()
-
-
-def _is_zero(quantity: DecimalText) -> bool:
-    """Whether a quantity of any width is zero; the first digit decides nearly always."""
-    return quantity[:1] == "0" and not quantity.strip("0.")
