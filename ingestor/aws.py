@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
     from mypy_boto3_kinesis.client import KinesisClient
     from mypy_boto3_kinesis.literals import ShardIteratorTypeType
-    from mypy_boto3_kinesis.type_defs import ListShardsOutputTypeDef, PutRecordsRequestEntryTypeDef, ShardTypeDef
+    from mypy_boto3_kinesis.type_defs import (
+        ListShardsOutputTypeDef,
+        PutRecordsRequestEntryTypeDef,
+        RecordTypeDef,
+        ShardTypeDef,
+    )
 
     from ingestor.config import Kinesis
     from ingestor.core.errors import SinkFailure
@@ -197,7 +202,7 @@ class KinesisSink:
         if not answer.get("FailedRecordCount"):
             return [None] * len(answer["Records"])
         return [
-            EntryFailure(result["ErrorCode"], result.get("ErrorMessage", "")) if result.get("ErrorCode") else None
+            EntryFailure(code, result.get("ErrorMessage", "")) if (code := result.get("ErrorCode")) else None
             for result in answer["Records"]
         ]
 
@@ -261,15 +266,7 @@ class StreamClient:
     async def get_records(self, iterator: str, limit: int = 10_000) -> RecordsPage:
         """One page; mind the 5 calls a second and shard that all readers share."""
         answer = await self._api.call(lambda client: client.get_records(ShardIterator=iterator, Limit=limit))
-        records = [
-            StoredRecord(
-                data=record["Data"],
-                partition_key=record["PartitionKey"],
-                arrival_ms=round(record["ApproximateArrivalTimestamp"].timestamp() * 1000),
-                sequence_number=record["SequenceNumber"],
-            )
-            for record in answer["Records"]
-        ]
+        records = [_stored_record(record) for record in answer["Records"]]
         return RecordsPage(records, answer.get("NextShardIterator"), answer.get("MillisBehindLatest", 0))
 
 
@@ -299,6 +296,16 @@ def _wire_entry(entry: PutEntry) -> PutRecordsRequestEntryTypeDef:
     if entry.explicit_hash_key is None:
         return {"Data": entry.data, "PartitionKey": entry.partition_key}
     return {"Data": entry.data, "PartitionKey": entry.partition_key, "ExplicitHashKey": entry.explicit_hash_key}
+
+
+def _stored_record(record: RecordTypeDef) -> StoredRecord:
+    arrival = record.get("ApproximateArrivalTimestamp")
+    return StoredRecord(
+        data=record["Data"],
+        partition_key=record.get("PartitionKey", ""),
+        arrival_ms=0 if arrival is None else round(arrival.timestamp() * 1000),
+        sequence_number=record["SequenceNumber"],
+    )
 
 
 def _more_shards(client: KinesisClient, token: str) -> ListShardsOutputTypeDef:

@@ -220,7 +220,7 @@ class KinesisProducer:
             self._wake()
 
     async def _put(self, call: list[Parcel]) -> list[Hopeless]:
-        self._observe("put", call)
+        self._observe("put", [parcel for parcel in call if parcel.attempts == 1])
         self._metrics.batch_size.observe(sum(len(parcel.records) for parcel in call))
         self._metrics.possible_duplicates.inc(sum(len(p.records) for p in call if p.may_have_landed))
         try:

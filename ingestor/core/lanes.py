@@ -36,6 +36,9 @@ RECORD_COST_BYTES: Final = 256
 # The least that a record adds to a blob beside its data: two tags, two lengths and four bytes of indexes. Being the
 # least, it makes a lane count as full only when it really fills a blob.
 BLOB_OVERHEAD_BYTES: Final = 8
+# A full blob waits this share of the flush interval for full blobs of other lanes: a call costs the client as much as
+# two blobs inside it, so eight blobs in one call cost less than half of eight calls (facts/aws.md §1.8).
+LINGER_SHARE: Final = 0.1
 KEYS_REMEMBERED: Final = 100_000
 ANY_COMPANY: Final = sys.maxsize
 
@@ -103,7 +106,7 @@ class Parcel:
     @property
     def held_bytes(self) -> int:
         """What it costs to hold."""
-        return sum(map(cost_bytes, self.records))
+        return sum([len(record.data) for record in self.records]) + RECORD_COST_BYTES * len(self.records)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,12 +122,13 @@ class Lane:
     parcels: list[Parcel] = field(default_factory=list[Parcel])
     in_flight: int = 0
     retry_at: float = -math.inf
+    full_since: float = math.inf  # when a whole blob was waiting for the first time
 
     def pop(self, count: int) -> tuple[list[EncodedRecord], list[Arrival]]:
         """Take the oldest `count` waiting records out."""
         popleft = self.waiting.popleft
         records = [popleft() for _ in range(count)]
-        self.waiting_bytes -= sum(len(record.data) for record in records) + BLOB_OVERHEAD_BYTES * count
+        self.waiting_bytes -= sum([len(record.data) for record in records]) + BLOB_OVERHEAD_BYTES * count
         self.arrived -= count
         return records, take_arrivals(self.arrivals, count)
 
@@ -171,6 +175,8 @@ class Lanes:
             if count := len(lane.waiting) - lane.arrived:
                 lane.arrivals.append(Arrival(received_s, now, count))
                 lane.arrived += count
+                if lane.waiting_bytes >= self._limits.blob_bytes:
+                    lane.full_since = min(lane.full_since, now)
 
     def due_at(self, *, at_once: bool = False) -> float:
         """When `take` has something: -inf for now, inf for not before a record comes or a call returns."""
@@ -260,32 +266,43 @@ class Lanes:
         return self._lanes[start:] + self._lanes[:start]
 
     def _fresh_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
-        limits = self._limits
+        """When lanes with nothing but new records want to leave, and why."""
         if not fresh:
             return math.inf, "age"
-        if limits.adaptive:
+        if self._limits.adaptive:
             return -math.inf, "idle"
-        if self._aggregate is None and sum(len(lane.waiting) for lane in fresh) >= limits.max_entries:
+        age_due_at = min(lane.arrivals[0].arrived_s for lane in fresh) + self._limits.flush_interval_s
+        full_due_at, trigger = self._plain_due(fresh) if self._aggregate is None else self._blobs_due(fresh)
+        return (full_due_at, trigger) if full_due_at < age_due_at else (age_due_at, "age")
+
+    def _plain_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
+        if sum(len(lane.waiting) for lane in fresh) >= self._limits.max_entries:
             return -math.inf, "records"
-        if self._aggregate is None and sum(lane.waiting_bytes for lane in fresh) >= limits.max_bytes:
+        is_full = sum(lane.waiting_bytes for lane in fresh) >= self._limits.max_bytes
+        return (-math.inf if is_full else math.inf), "bytes"
+
+    def _blobs_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
+        """Full blobs leave when half of the lanes have one, when one lane has two, or after a short wait for that."""
+        full = [lane for lane in fresh if lane.full_since < math.inf]
+        if not full:
+            return math.inf, "bytes"
+        if 2 * len(full) >= len(self._lanes) or any(lane.waiting_bytes >= 2 * self._limits.blob_bytes for lane in full):
             return -math.inf, "bytes"
-        if self._aggregate is not None and any(lane.waiting_bytes >= limits.blob_bytes for lane in fresh):
-            return -math.inf, "bytes"
-        return min(lane.arrivals[0].arrived_s for lane in fresh) + limits.flush_interval_s, "age"
+        return min(lane.full_since for lane in full) + LINGER_SHARE * self._limits.flush_interval_s, "bytes"
 
     def _leaving(self, fresh: list[Lane], now: float, *, at_once: bool) -> tuple[list[Lane], Trigger]:
-        """Choose among lanes with nothing but new records: full blobs leave alone, age takes everyone along.
+        """Choose among lanes with nothing but new records: full blobs leave without the others, age takes all along.
 
         Taken along, lanes age together from then on, and one call an interval serves them all.
         """
         due_at, trigger = self._fresh_due(fresh)
         if at_once:
             return fresh, "end"
-        if due_at > now:
+        if not fresh or due_at > now:
             return [], trigger
-        oldest_s = min(lane.arrivals[0].arrived_s for lane in fresh) if fresh else math.inf
-        if trigger == "bytes" and self._aggregate is not None and oldest_s + self._limits.flush_interval_s > now:
-            return [lane for lane in fresh if lane.waiting_bytes >= self._limits.blob_bytes], trigger
+        is_aged = min(lane.arrivals[0].arrived_s for lane in fresh) + self._limits.flush_interval_s <= now
+        if trigger == "bytes" and self._aggregate is not None and not is_aged:
+            return [lane for lane in fresh if lane.full_since < math.inf], trigger
         return fresh, trigger
 
     def _board(self, lane: Lane, call: Call) -> None:
@@ -309,7 +326,10 @@ class Lanes:
 
     def _next_parcel(self, lane: Lane) -> Parcel:
         entry, count = self._wrap(lane, lane.waiting)
-        return Parcel(lane, entry, *lane.pop(count))
+        parcel = Parcel(lane, entry, *lane.pop(count))
+        if lane.waiting_bytes < self._limits.blob_bytes:
+            lane.full_since = math.inf
+        return parcel
 
     def _pack(self, lane: Lane, records: Sequence[EncodedRecord], arrivals: Iterable[Arrival]) -> list[Parcel]:
         parcels: list[Parcel] = []
@@ -394,11 +414,6 @@ def plain_size_bytes(record: EncodedRecord) -> int:
     return len(record.data) + len(record.partition_key.encode())
 
 
-def cost_bytes(record: EncodedRecord) -> int:
-    """Return what it costs to hold a record."""
-    return len(record.data) + RECORD_COST_BYTES
-
-
 def take_arrivals(arrivals: deque[Arrival], count: int) -> list[Arrival]:
     """Take the arrivals of the oldest `count` records out, in order."""
     taken: list[Arrival] = []
@@ -415,7 +430,7 @@ def take_arrivals(arrivals: deque[Arrival], count: int) -> list[Arrival]:
 def claims_of(parcels: Iterable[Parcel]) -> list[Claim]:
     """Return what the acknowledgement of `parcels` proves, neighbouring ids of a subscription joined."""
     joined: list[Claim] = []
-    runs: dict[Subscription, tuple[int, int]] = {}
+    runs: dict[Subscription, list[int]] = {}
     for parcel in parcels:
         for record in parcel.records:
             if record.claim is None:
@@ -423,12 +438,13 @@ def claims_of(parcels: Iterable[Parcel]) -> list[Claim]:
             subscription, first, last = record.claim
             run = runs.get(subscription)
             if run is None:
-                runs[subscription] = first, last
+                runs[subscription] = [first, last]
             elif run[0] <= first <= run[1] + 1:
-                runs[subscription] = run[0], max(run[1], last)
+                if last > run[1]:  # noqa: PLR1730 - max() would be a call for every record
+                    run[1] = last
             else:
                 joined.append(Claim(subscription, *run))
-                runs[subscription] = first, last
+                run[:] = first, last
     return joined + [Claim(subscription, *run) for subscription, run in runs.items()]
 
 

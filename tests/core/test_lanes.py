@@ -67,7 +67,7 @@ def flat(entries: list[list[int]]) -> list[int]:
 
 
 def bring_back(lanes: Lanes, call: list[Parcel], verdict: Verdict, now: float = 0.0) -> None:
-    lanes.settle(call, [verdict] * len(call), now)
+    lanes.settle(call, [verdict for _ in call], now)
     lanes.release(call)
 
 
@@ -103,15 +103,28 @@ def test_what_comes_while_a_lane_is_busy_leaves_together_afterwards() -> None:
     assert numbers(lanes.take(0.3)) == [[2, 3]]
 
 
-def test_a_full_blob_leaves_without_waiting_and_without_the_others() -> None:
-    """Half-empty blobs of other lanes stay, because Kinesis bills by 25 KB."""
+def test_a_full_blob_waits_a_little_for_others_and_leaves_without_the_rest() -> None:
+    """A tenth of the interval; half-empty blobs of other lanes stay, because Kinesis bills by 25 KB."""
     lanes = make_lanes()
     lanes.add(records(ETH, 1), 0.0, 0.0)
-    lanes.add(records(BTC, *range(10), size=150), 0.0, 0.0)
-    [parcel] = call = lanes.take(0.0)
+    lanes.add(records(BTC, *range(10), size=150), 0.0, 0.25)
+    assert lanes.due_at() == 0.35
+    [parcel] = call = lanes.take(0.35)
     assert numbers(call) == [[0, 1, 2, 3, 4]]
     assert parcel.size_bytes <= 1000
     assert lanes.triggers == {"bytes": 1}
+    bring_back(lanes, call, "delivered")
+    assert lanes.due_at() == 1.0
+
+
+def test_two_blobs_of_one_lane_or_full_blobs_of_half_the_lanes_leave_at_once() -> None:
+    """Waiting longer would only hold up the next ones."""
+    for loads in ({BTC: 14}, {BTC: 7, ETH: 7}):
+        lanes = make_lanes()
+        for key, count in loads.items():
+            lanes.add(records(key, *range(count), size=150), 0.0, 0.0)
+        assert lanes.due_at() == -math.inf
+        assert len(lanes.take(0.0)) == len(loads)
 
 
 def test_age_takes_every_lane_along() -> None:
@@ -120,6 +133,14 @@ def test_age_takes_every_lane_along() -> None:
     lanes.add(records(BTC, 1), 0.0, 0.0)
     lanes.add(records(ETH, 2), 0.5, 0.5)
     assert sorted(numbers(lanes.take(1.0))) == [[1], [2]]
+
+
+def test_full_blobs_of_busy_lanes_never_starve_a_quiet_one() -> None:
+    """Once a record is old enough it leaves with the next call, however full the others are."""
+    lanes = make_lanes()
+    lanes.add(records(ETH, 1), 0.0, 0.0)
+    lanes.add(records(BTC, *range(100), size=150), 0.0, 0.9)
+    assert len(lanes.take(1.0)) == 2
 
 
 def test_at_the_end_everything_leaves() -> None:
@@ -225,7 +246,7 @@ def test_a_refused_call_is_halved_until_the_bad_record_stands_alone() -> None:
             proven = lanes.refuse(call)
         else:
             delivered += carried
-            lanes.settle(call, ["delivered"] * len(call), 0.0)
+            lanes.settle(call, ["delivered" for _ in call], 0.0)
         lanes.release(call)
     assert [int(record.data) for record in proven.records] == [5]
     lanes.replace(proven, records(BTC, 500))
