@@ -10,7 +10,7 @@ import datetime as dt
 import time
 from collections import deque
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -32,23 +32,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-    from ingestor.config import Config, Kinesis
+    from ingestor.config import Binance, Config, Kinesis
     from ingestor.core.audit import StreamReport
     from ingestor.core.model import MarketData, Subscription
+
+    OpenStream: TypeAlias = Callable[[Kinesis, str], StreamReader]
 
 READER_THREADS: Final = 8
 SAMPLE_IDS: Final = 1_000  # newest ids of a subscription that are held against the venue: one page of REST
 
 
-def open_reader(settings: Kinesis, stream: str, *, pace_s: float = 0.0) -> StreamReader:
+def open_reader(settings: Kinesis, stream: str) -> StreamReader:
     """Make a reader for a person who waits: as fast as the stream allows, with errors raised."""
     api = KinesisApi(lambda: make_kinesis_client(settings, connections=READER_THREADS), open_threads(READER_THREADS))
-    return StreamReader(StreamClient(api), stream, pace_s=pace_s)
+    return StreamReader(StreamClient(api), stream, pace_s=0.0)
 
 
-async def tail(config: Config, *, stream: str | None, as_json: bool, out: TextIO) -> None:
+def open_rest(settings: Binance) -> RestClient:
+    """Make a client of the venue for a person who waits; use it with `async with`."""
+    metrics = Metrics(CollectorRegistry())
+    random = Random()  # noqa: S311 - spreads retries, keeps no secret
+    return RestClient(settings.rest_url, settings.rest, metrics=metrics, wall_ns=time.time_ns, random=random)
+
+
+async def tail(
+    config: Config, *, stream: str | None, as_json: bool, out: TextIO, open_stream: OpenStream = open_reader
+) -> None:
     """Write every record of `stream` (the data stream by default) as it arrives, until cancelled."""
-    reader = open_reader(config.kinesis, stream or config.kinesis.stream_name)
+    reader = open_stream(config.kinesis, stream or config.kinesis.stream_name)
     decode = Serializer().decode
     write = json_line if as_json else plain_line
 
@@ -92,13 +103,15 @@ async def audit(
     as_json: bool,
     out: TextIO,
     cross_check: bool = False,
+    open_stream: OpenStream = open_reader,
+    open_venue: Callable[[Binance], RestClient] = open_rest,
 ) -> int:
     """Read the data stream back and print the proof; return 1 if something is missing and not declared, else 0.
 
     `start_ms` and `end_ms` are times of arrival in the stream. With `cross_check` the newest ids of every subscription
     are also held against the venue, and a value that differs makes it 1 too.
     """
-    reader = open_reader(config.kinesis, config.kinesis.stream_name)
+    reader = open_stream(config.kinesis, config.kinesis.stream_name)
     sample = Sample()
     report = await prove(
         reader,
@@ -110,15 +123,7 @@ async def audit(
     )
     differences = None
     if cross_check:
-        metrics = Metrics(CollectorRegistry())
-        rest = RestClient(
-            config.binance.rest_url,
-            config.binance.rest,
-            metrics=metrics,
-            wall_ns=time.time_ns,
-            random=Random(),  # noqa: S311 - spreads retries, keeps no secret
-        )
-        async with rest:
+        async with open_venue(config.binance) as rest:
             differences = await check_with_venue(report, sample, rest)
     out.write(as_json_text(report, differences) if as_json else as_text(report, differences))
     out.flush()

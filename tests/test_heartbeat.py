@@ -13,11 +13,12 @@ from ingestor.core.errors import SinkError
 from ingestor.core.health import HealthBoard
 from ingestor.core.intake import Begin
 from ingestor.core.model import Claim, Subscription
-from ingestor.core.resume import Beat, Identity, Resume, Resumed, beat_from_avro, beat_to_avro, carried
+from ingestor.core.resume import Beat, Resume, Resumed, beat_from_avro
 from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.metrics import Metrics
 from ingestor.reader import StreamReader
 from ingestor.serializer import decode_heartbeat, encode_heartbeat
+from tests.fakes.beats import TRADES, US, stored_beat
 from tests.fakes.kinesis import INTERNAL, NO_STREAM, UNAVAILABLE, FakeKinesis, refuse
 from tests.fakes.stream import EPOCH_MS, THROTTLED, FakeShard, FakeStream, wall_ns
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-TRADES = Subscription("BTCUSDT", "trade")
 DEPTH = Subscription("BTCUSDT", "depth")
-US = Identity("ingestor", "test", "api.binance.com", "us-east-1/data")
 
 
 class Writing:
@@ -195,27 +194,6 @@ class TestAdmission:
         nursery.cancel_scope.cancel()
 
 
-def old_beat(covered: tuple[int, int], *, final: bool = False, instance: str = "old") -> bytes:
-    """Write a beat of an earlier task, settled, that counts trades from 1."""
-    entry = Entry(1, Intervals([covered]), settled=True)
-    beat = Beat(
-        service=US.service,
-        environment=US.environment,
-        rest_host=US.rest_host,
-        data_stream=US.data_stream,
-        instance=instance,
-        version="1",
-        started_ms=0,
-        sent_ms=0,
-        beat=0,
-        part=0,
-        parts=1,
-        final=final,
-        entries=[carried(TRADES, entry)],
-    )
-    return encode_heartbeat(beat_to_avro(beat))
-
-
 def ago(seconds: float) -> int:
     return EPOCH_MS - round(seconds * 1000)
 
@@ -248,9 +226,9 @@ class TestReadingBack:
     async def test_a_clean_restart_reads_ten_minutes(self, autojump_clock: MockClock) -> None:
         """The missing range is between the last beat and the first live id; older beats are not read."""
         stream = FakeStream()
-        stream.store(old_beat((1, 5)), arrival_ms=ago(3_000))
-        stream.store(old_beat((1, 15)), arrival_ms=ago(40))
-        stream.store(old_beat((1, 20), final=True), arrival_ms=ago(30))
+        stream.store(stored_beat((1, 5)), arrival_ms=ago(3_000))
+        stream.store(stored_beat((1, 15)), arrival_ms=ago(40))
+        stream.store(stored_beat((1, 20), final=True), arrival_ms=ago(30))
         reading = Reading(stream)
         await reading.run()
         assert reading.missing == [(21, 30)]
@@ -262,9 +240,9 @@ class TestReadingBack:
         stream = FakeStream(
             {"s0": FakeShard(closed=True, empty_reads=3), "s1": FakeShard(parent="s0"), "s2": FakeShard(parent="s0")}
         )
-        stream.store(old_beat((1, 10)), shard="s0", arrival_ms=ago(300))
-        stream.store(old_beat((5, 18), instance="b"), shard="s1", arrival_ms=ago(200))
-        stream.store(old_beat((22, 24), instance="c"), shard="s2", arrival_ms=ago(100))
+        stream.store(stored_beat((1, 10)), shard="s0", arrival_ms=ago(300))
+        stream.store(stored_beat((5, 18), instance="b"), shard="s1", arrival_ms=ago(200))
+        stream.store(stored_beat((22, 24), instance="c"), shard="s2", arrival_ms=ago(100))
         reading = Reading(stream)
         await reading.run()
         assert reading.missing == [(19, 21), (25, 30)]
@@ -272,7 +250,7 @@ class TestReadingBack:
     async def test_older_windows_are_read_while_nothing_is_found(self, autojump_clock: MockClock) -> None:
         """A task that was away for five hours."""
         stream = FakeStream()
-        stream.store(old_beat((1, 20)), arrival_ms=ago(5 * 3_600))
+        stream.store(stored_beat((1, 20)), arrival_ms=ago(5 * 3_600))
         reading = Reading(stream)
         with capture_logs() as logs:
             await reading.run()
@@ -284,7 +262,7 @@ class TestReadingBack:
     async def test_errors_are_never_taken_for_nothing(self, autojump_clock: MockClock) -> None:
         """Minutes of failing reads only delay the answer."""
         stream = FakeStream()
-        stream.store(old_beat((1, 20)), arrival_ms=ago(60))
+        stream.store(stored_beat((1, 20)), arrival_ms=ago(60))
         stream.errors.extend([THROTTLED, SinkError("configuration", "AccessDeniedException", "no")] * 20)
         reading = Reading(stream)
         await reading.run()
@@ -296,7 +274,7 @@ class TestReadingBack:
     ) -> None:
         """Its own origin beat does not mislead it."""
         stream = FakeStream()
-        stream.store(old_beat((31, 31), instance="new"))
+        stream.store(stored_beat((31, 31), instance="new"))
         reading = Reading(stream)
         await reading.run()
         [(_, answer)] = reading.answers
@@ -309,14 +287,14 @@ class TestReadingBack:
     ) -> None:
         """A deploy fetches nothing that the old task delivers."""
         stream = FakeStream()
-        stream.store(old_beat((1, 20)), arrival_ms=ago(3))
+        stream.store(stored_beat((1, 20)), arrival_ms=ago(3))
         reading = Reading(stream)
         nursery.start_soon(reading.run)
         await trio.sleep(2)
-        stream.store(old_beat((1, 28)))
+        stream.store(stored_beat((1, 28)))
         await trio.sleep(5)
         assert reading.answers == []
-        stream.store(old_beat((1, 34)))
+        stream.store(stored_beat((1, 34)))
         await trio.sleep(3)
         assert reading.missing == []
         nursery.cancel_scope.cancel()
@@ -326,7 +304,7 @@ class TestReadingBack:
     ) -> None:
         """Meanwhile the stream is no longer read."""
         stream = FakeStream()
-        stream.store(old_beat((1, 20)), arrival_ms=ago(60))
+        stream.store(stored_beat((1, 20)), arrival_ms=ago(60))
         reading = Reading(stream)
         reading.resume._live.clear()
         nursery.start_soon(reading.run)
@@ -344,7 +322,7 @@ class TestReadingBack:
         stream = FakeStream()
         for _ in range(3):
             stream.store(b"not ours", arrival_ms=ago(60))
-        stream.store(old_beat((1, 20)), arrival_ms=ago(60))
+        stream.store(stored_beat((1, 20)), arrival_ms=ago(60))
         reading = Reading(stream)
         with capture_logs() as logs:
             await reading.run()

@@ -6,8 +6,6 @@ import pytest
 from ingestor.core.claims import Coverage, Entry, Intervals
 from ingestor.core.model import Claim, Subscription
 from ingestor.core.resume import (
-    Beat,
-    Identity,
     Resume,
     Resumed,
     Window,
@@ -18,12 +16,11 @@ from ingestor.core.resume import (
     windows,
 )
 from ingestor.serializer import decode_heartbeat, encode_heartbeat
+from tests.fakes.beats import TRADES, US, beat_of
 
-TRADES = Subscription("BTCUSDT", "trade")
 DEPTH = Subscription("BTCUSDT", "depth")
 BARS = Subscription("BTCUSDT", "kline_1m")
 OTHER = Subscription("ETHUSDT", "trade")
-US = Identity("ingestor", "test", "api.binance.com", "us-east-1/data")
 
 NOTHING = Intervals()
 LONG_AGO_S = 3_000.0
@@ -31,32 +28,6 @@ LONG_AGO_S = 3_000.0
 
 def entry(origin: int, *covered: tuple[int, int], settled: bool = True, generation: int = 0, last_ms: int = 0) -> Entry:
     return Entry(origin, Intervals(covered), generation, settled, last_ms)
-
-
-def beat(
-    entries: dict[Subscription, Entry],
-    *,
-    instance: str = "old",
-    identity: Identity = US,
-    final: bool = False,
-    interval_ms: int = 5_000,
-) -> Beat:
-    return Beat(
-        service=identity.service,
-        environment=identity.environment,
-        rest_host=identity.rest_host,
-        data_stream=identity.data_stream,
-        instance=instance,
-        version="1",
-        started_ms=0,
-        sent_ms=0,
-        beat=0,
-        part=0,
-        parts=1,
-        interval_ms=interval_ms,
-        final=final,
-        entries=[carried(subscription, value) for subscription, value in entries.items()],
-    )
 
 
 class Start:
@@ -84,7 +55,7 @@ class Start:
 class TestBeats:
     def test_a_beat_survives_the_wire(self) -> None:
         """Through the Avro schema and back, entries included."""
-        written = beat({TRADES: entry(5, (5, 9), (12, 12), generation=1, last_ms=7), DEPTH: entry(1)})
+        written = beat_of({TRADES: entry(5, (5, 9), (12, 12), generation=1, last_ms=7), DEPTH: entry(1)})
         read = beat_from_avro(decode_heartbeat(encode_heartbeat(beat_to_avro(written))))
         assert read == written
         assert dict(read.coverage()) == {
@@ -116,7 +87,7 @@ class TestBeats:
         big = 2**62
         full = entry(big, *((big + 2 * number, big + 2 * number) for number in range(16)))
         names = [Subscription(f"1000SATSUSDT{number}", "kline_15m") for number in range(200)]
-        assert len(encode_heartbeat(beat_to_avro(beat(dict.fromkeys(names, full))))) < 100_000
+        assert len(encode_heartbeat(beat_to_avro(beat_of(dict.fromkeys(names, full))))) < 100_000
 
 
 class TestSearch:
@@ -129,7 +100,7 @@ class TestSearch:
     def test_a_settled_entry_ends_the_search(self) -> None:
         """The usual restart reads ten minutes."""
         start = Start().begin(21)
-        start.resume.hear(beat({TRADES: entry(1, (1, 20))}, final=True), 5.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}, final=True), 5.0, 0.0)
         assert start.resume.next_window() == Window(600, 0)
         assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False)]
         assert start.resume.next_window() is None
@@ -138,10 +109,10 @@ class TestSearch:
     def test_an_entry_that_is_not_settled_does_not_end_the_search(self) -> None:
         """A task killed in its first second left an origin; the older account behind it opens the missing range."""
         start = Start().begin(31)
-        start.resume.hear(beat({TRADES: entry(21, settled=False)}, instance="killed at once"), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(21, settled=False)}, instance="killed at once"), 60.0, 0.0)
         assert start.read() == []
         assert start.resume.next_window() == Window(3_600, 600)
-        start.resume.hear(beat({TRADES: entry(1, (1, 15))}), LONG_AGO_S, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 15))}), LONG_AGO_S, 0.0)
         [resumed] = start.read()
         assert list(resumed.missing) == [(16, 30)]
         assert start.coverage[TRADES] == entry(1, (1, 15))
@@ -149,7 +120,7 @@ class TestSearch:
     def test_a_kill_in_the_first_second_after_a_first_start_loses_nothing(self) -> None:
         """Only an origin was ever written: from there to the first live id everything is missing."""
         start = Start().begin(31)
-        start.resume.hear(beat({TRADES: entry(21, settled=False)}), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(21, settled=False)}), 60.0, 0.0)
         [resumed] = start.read(4)
         assert list(resumed.missing) == [(21, 30)]
         assert resumed.is_first_start is False
@@ -172,8 +143,8 @@ class TestSearch:
         """Another environment, another venue, another stream, and the origin beat of this very task."""
         start = Start().begin(31)
         for stranger in (US._replace(environment="prod"), US._replace(rest_host="x"), US._replace(data_stream="y")):
-            start.resume.hear(beat({TRADES: entry(1, (1, 9))}, identity=stranger), 60.0, 0.0)
-        start.resume.hear(beat({TRADES: entry(1, (1, 9))}, instance="new"), 60.0, 0.0)
+            start.resume.hear(beat_of({TRADES: entry(1, (1, 9))}, identity=stranger), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 9))}, instance="new"), 60.0, 0.0)
         [resumed] = start.read(4)
         assert resumed.is_first_start
 
@@ -181,7 +152,7 @@ class TestSearch:
         """Two tasks, beats of different age from several shards, newest first: the union counts."""
         start = Start().begin(41)
         for instance, covered in (("b", (15, 30)), ("a", (1, 20)), ("a", (1, 10)), ("b", (15, 22))):
-            start.resume.hear(beat({TRADES: entry(1, covered)}, instance=instance), 60.0, 0.0)
+            start.resume.hear(beat_of({TRADES: entry(1, covered)}, instance=instance), 60.0, 0.0)
         [resumed] = start.read()
         assert list(resumed.missing) == [(31, 40)]
 
@@ -190,7 +161,7 @@ class TestSubscriptions:
     def test_a_reshaped_symbol_list_resumes_what_it_shares(self) -> None:
         """Known subscriptions are answered at once, new ones after the whole search, forgotten ones are not carried."""
         start = Start(TRADES, OTHER).begin(11).begin(500, OTHER)
-        start.resume.hear(beat({TRADES: entry(1, (1, 8)), DEPTH: entry(1, (1, 8))}), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 8)), DEPTH: entry(1, (1, 8))}), 60.0, 0.0)
         [known] = start.read()
         assert (known.subscription, list(known.missing)) == (TRADES, [(9, 10)])
         [new] = start.read(3)
@@ -200,7 +171,7 @@ class TestSubscriptions:
     def test_a_quiet_symbol_is_answered_when_its_first_id_is_known(self) -> None:
         """Until then it is open, and needs no more beats once those of running tasks cannot matter."""
         start = Start()
-        start.resume.hear(beat({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
         assert start.read() == []
         assert not start.resume.is_over
         assert not start.resume.is_listening(1.0)
@@ -211,7 +182,7 @@ class TestSubscriptions:
     def test_the_lowest_first_id_counts(self) -> None:
         """The venue's newest id was asked for while the first live record came in."""
         start = Start().begin(14).begin(12).begin(13)
-        start.resume.hear(beat({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 8))}), 60.0, 0.0)
         [resumed] = start.read()
         assert list(resumed.missing) == [(9, 11)]
 
@@ -219,7 +190,7 @@ class TestSubscriptions:
         """Repaired or re-delivered ids below the first live one count."""
         start = Start().begin(21)
         start.coverage.acknowledge([Claim(TRADES, 21, 30), Claim(TRADES, 12, 14)])
-        start.resume.hear(beat({TRADES: entry(1, (1, 10))}), 60.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 10))}), 60.0, 0.0)
         [resumed] = start.read()
         assert list(resumed.missing) == [(11, 11), (15, 20)]
         assert start.coverage[TRADES] == entry(1, (1, 10), (12, 14), (21, 30))
@@ -230,7 +201,7 @@ class TestPredecessor:
 
     def started(self, *, age_s: float = 2.0) -> Start:
         start = Start().begin(31)
-        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), age_s, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}), age_s, 0.0)
         assert start.read() == []
         assert start.resume.is_listening(0.0)
         return start
@@ -238,9 +209,9 @@ class TestPredecessor:
     def test_it_is_awaited_until_it_covers_what_is_missing(self) -> None:
         """Then nothing has to be fetched at all."""
         start = self.started()
-        start.resume.hear(beat({TRADES: entry(1, (1, 29))}), 0.0, 5.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 29))}), 0.0, 5.0)
         assert start.resume.take(5.0) == []
-        start.resume.hear(beat({TRADES: entry(1, (1, 33))}), 0.0, 10.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 33))}), 0.0, 10.0)
         [resumed] = start.resume.take(10.0)
         assert not resumed.missing
         assert not start.resume.is_listening(10.0)
@@ -248,7 +219,7 @@ class TestPredecessor:
     def test_its_final_beat_ends_the_wait(self) -> None:
         """What it did not cover by then is missing."""
         start = self.started()
-        start.resume.hear(beat({TRADES: entry(1, (1, 25))}, final=True), 0.0, 5.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 25))}, final=True), 0.0, 5.0)
         [resumed] = start.resume.take(5.0)
         assert list(resumed.missing) == [(26, 30)]
 
@@ -263,22 +234,22 @@ class TestPredecessor:
         """A task that goes on beating without covering anything is not waited for."""
         start = self.started()
         for now in range(5, 60, 5):
-            start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 0.0, float(now))
+            start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}), 0.0, float(now))
             assert start.resume.take(float(now)) == []
-        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 0.0, 60.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}), 0.0, 60.0)
         assert len(start.resume.take(60.0)) == 1
 
     def test_only_tasks_that_take_the_same_subscription_are_awaited(self) -> None:
         """Another share of the symbols says nothing about ours."""
         start = Start().begin(31)
-        start.resume.hear(beat({TRADES: entry(1, (1, 20))}, instance="dead"), 60.0, 0.0)
-        start.resume.hear(beat({OTHER: entry(1, (1, 20))}, instance="running"), 1.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}, instance="dead"), 60.0, 0.0)
+        start.resume.hear(beat_of({OTHER: entry(1, (1, 20))}, instance="running"), 1.0, 0.0)
         assert len(start.read()) == 1
 
     def test_a_quiet_symbol_waits_for_it_too(self) -> None:
         """Its first id may come while the old task still runs."""
         start = Start()
-        start.resume.hear(beat({TRADES: entry(1, (1, 20))}), 2.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 20))}), 2.0, 0.0)
         assert start.read() == []
         assert start.resume.is_listening(1.0)
         assert not start.resume.is_listening(14.0)
@@ -289,7 +260,7 @@ class TestRestartOfIds:
         """The venue was wiped: a new generation, and nothing is fetched from the old one."""
         start = Start().begin(5, event_ms=900)
         start.coverage.acknowledge([Claim(TRADES, 5, 6)])
-        start.resume.hear(beat({TRADES: entry(1, (1, 700), last_ms=800)}), 1.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 700), last_ms=800)}), 1.0, 0.0)
         [resumed] = start.read()
         assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
         assert start.coverage[TRADES] == entry(5, (5, 6), generation=1)
@@ -309,13 +280,13 @@ class TestRestartOfIds:
     ) -> None:
         """Never take duplicates for new events."""
         start = Start(subscription).begin(first_id, subscription, event_ms=event_ms)
-        start.resume.hear(beat({subscription: entry(1, (1, 700), last_ms=last_ms)}), 60.0, 0.0)
+        start.resume.hear(beat_of({subscription: entry(1, (1, 700), last_ms=last_ms)}), 60.0, 0.0)
         [resumed] = start.read()
         assert resumed.is_restarted is False
 
     def test_a_book_that_began_again_is_seen(self) -> None:
         """Times are further apart than connections can be."""
         start = Start(DEPTH).begin(5, DEPTH, event_ms=10_801)
-        start.resume.hear(beat({DEPTH: entry(1, (1, 700), last_ms=800)}), 60.0, 0.0)
+        start.resume.hear(beat_of({DEPTH: entry(1, (1, 700), last_ms=800)}), 60.0, 0.0)
         [resumed] = start.read()
         assert resumed.is_restarted
