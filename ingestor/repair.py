@@ -68,7 +68,7 @@ class Repair:
     """Takes gaps and requests for snapshots, and works them off until cancelled.
 
     `records` is this task's sender into the line; `run` closes it. `on_hole` is told every hole that was declared,
-    with its symbol. `wall_ns` is the wall clock.
+    with its symbol, and is the one who logs and counts it. `wall_ns` is the wall clock.
     """
 
     def __init__(
@@ -153,8 +153,6 @@ class _Outlet:
         symbol, kind = gap.subscription
         hole = Hole(kind, gap.first, gap.last, reason, gap.detected_ms)
         await self.send([hole_record(symbol, hole, self.now_us())], [b""])
-        self.metrics.holes_declared.labels(_stream_type(gap.subscription), reason).inc()
-        log.warning("hole", symbol=symbol, kind=kind, first=gap.first, last=gap.last, reason=reason)
         self._on_hole(symbol, hole)
 
 
