@@ -288,8 +288,7 @@ class Feed:
                 self.subscribing.acknowledge(request_id)
             case StreamError(code=code, text=text, id=request_id):
                 given_up = [subscription.stream_name for subscription in self.subscribing.refuse(request_id)]
-                # Without a name to give up, it is the message around a bad name, or an error that answers nothing of
-                # ours.
+                # No name to give up: it was a message around a bad name, or an answer to nothing of ours.
                 report = log.error if given_up else log.info
                 report("subscription_refused", connection=self._name, code=code, text=text, given_up=given_up)
             case ServerShutdown():

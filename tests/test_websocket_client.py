@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -417,6 +418,38 @@ async def test_a_bad_answer_to_the_handshake_is_a_loss_with_a_cause(
         nursery.cancel_scope.cancel()
     (seen,) = causes(log)
     assert cause in seen
+
+
+async def test_no_bytes_that_a_venue_can_send_crash_the_process(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Two hundred random sequences of frames, most of them broken: each is a loss, and the next connection opens."""
+    dice = random.Random(42)
+
+    def send_noise(noise: bytes) -> Script:
+        async def script(socket: VenueSocket) -> None:
+            await socket.accept(along=noise)
+            await trio.sleep(0.01)
+
+        return script
+
+    noises = [
+        b"".join(frame(dice.randbytes(dice.randrange(4)), dice.randrange(256)) for _ in range(dice.randrange(1, 6)))
+        for _ in range(200)
+    ]
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [*map(send_noise, noises), polite])
+        bench.connects = RateLimit(1, 1.0)
+        bench.consumer.consume = consume_bytes  # type: ignore[method-assign]
+        bench.start()
+        await trio.sleep(300 * 60)
+        assert (len(bench.venue.attempts) > 200, len(causes(log)) >= 200) == (True, True)
+        nursery.cancel_scope.cancel()
+
+
+async def consume_bytes(messages: list[bytes], received_s: float) -> Sequence[Control]:
+    assert all(isinstance(message, bytes) for message in messages)
+    return ()
 
 
 # Nothing that was read is lost
