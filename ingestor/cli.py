@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +21,30 @@ from ingestor.core.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from ingestor.config import Config
 
 BAD_CONFIG = 2
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Moment(click.ParamType[int]):
+    """An ISO 8601 time as milliseconds since the epoch; without an offset it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        """Read the text of an option."""
+        if isinstance(value, int):
+            return value
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, context)
+        return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+MOMENT = Moment()
 
 
 class Commands(click.Group):
@@ -77,6 +99,90 @@ def run(config_name: str) -> None:
     from ingestor import app  # noqa: PLC0415
 
     sys.exit(app.run(config))
+
+
+@main.command()
+@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="How long it runs.")
+@click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
+@click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
+def demo(seconds: float, replay: Path | None, *, chaos: bool) -> None:
+    """Run everything on this machine, venue and Kinesis included, and prove that nothing is missing."""
+    from ingestor.local.demo import run_demo  # noqa: PLC0415
+
+    sys.exit(run_demo(seconds=seconds, replay=replay, chaos=chaos))
+
+
+@main.command()
+@click.option("--symbol", "symbols", multiple=True, default=("BTCUSDT", "ETHUSDT"), show_default=True)
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same market.")
+@click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
+@click.option(
+    "--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of the recording; 0: at once."
+)
+@click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0 takes a free one.  [default: 0]")
+def simulate(
+    symbols: tuple[str, ...], seed: int, replay: Path | None, speed: float, *, chaos: bool, host: str, port: int
+) -> None:
+    """Serve a simulated venue, WebSocket and REST, for other programs."""
+    from ingestor.local.simulate import run_simulator  # noqa: PLC0415
+
+    sys.exit(
+        run_simulator(
+            symbols=[symbol.upper() for symbol in symbols],
+            seed=seed,
+            replay=replay,
+            speed=speed,
+            with_chaos=chaos,
+            host=host,
+            port=port,
+        )
+    )
+
+
+@main.command()
+@configured
+@click.option("--stream", metavar="NAME", help="Another stream than the configured one, such as the heartbeats.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per record.")
+def tail(config_name: str, stream: str | None, *, as_json: bool) -> None:
+    """Show the decoded records of a Kinesis stream as they arrive."""
+    config = load_config(config_name)
+    import trio  # noqa: PLC0415
+
+    from ingestor import inspection  # noqa: PLC0415
+
+    with suppress(KeyboardInterrupt):  # the way to end it
+        trio.run(partial(inspection.tail, config, stream=stream, as_json=as_json, out=sys.stdout))
+
+
+@main.command()
+@configured
+@click.option("--symbol", metavar="S", help="Only this symbol.")
+@click.option("--start", type=MOMENT, help="Only what arrived from then on, such as 2026-01-31T12:00:00Z.")
+@click.option("--end", type=MOMENT, help="Only what arrived until then; later records may still fill holes.")
+@click.option("--cross-check", is_flag=True, help="Hold the newest ids against the venue.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def audit(
+    config_name: str, symbol: str | None, start: int | None, end: int | None, *, cross_check: bool, as_json: bool
+) -> None:
+    """Read the stream back and prove that nothing is missing, or list what is; exit 1 then."""
+    config = load_config(config_name)
+    import trio  # noqa: PLC0415
+
+    from ingestor import inspection  # noqa: PLC0415
+
+    proof = partial(
+        inspection.audit,
+        config,
+        symbol=None if symbol is None else symbol.upper(),
+        start_ms=start,
+        end_ms=end,
+        as_json=as_json,
+        cross_check=cross_check,
+        out=sys.stdout,
+    )
+    sys.exit(trio.run(proof))
 
 
 @main.command()

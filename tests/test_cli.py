@@ -1,0 +1,225 @@
+"""The command line: arguments in, calls and exit codes out."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ingestor import __version__
+from ingestor.cli import main
+from ingestor.core.errors import IngestorError, SinkError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ingestor.config import Config
+
+
+def invoke(*arguments: str, **environ: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, arguments, env=environ)
+
+
+class Recorder(ModuleType):
+    """Stands in for the module a command imports, and notes what it is asked."""
+
+    def __init__(self, name: str, answer: object = 0) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.answer = answer
+
+    def note(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> object:
+        self.calls.append((name, arguments, options))
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def run(self, config: Config) -> object:
+        return self.note("run", (config,), {})
+
+    def run_demo(self, **options: Any) -> object:
+        return self.note("run_demo", (), options)
+
+    def run_simulator(self, **options: Any) -> object:
+        return self.note("run_simulator", (), options)
+
+    async def tail(self, config: Config, **options: Any) -> object:
+        return self.note("tail", (config,), options)
+
+    async def audit(self, config: Config, **options: Any) -> object:
+        return self.note("audit", (config,), options)
+
+
+def stand_in(patch: pytest.MonkeyPatch, name: str, answer: object = 0) -> Recorder:
+    """Put a recorder where the command looks for module `name`, also as an attribute of its package."""
+    recorder = Recorder(name, answer)
+    package, _, last = name.rpartition(".")
+    import_module(package)
+    patch.setitem(sys.modules, name, recorder)
+    patch.setattr(sys.modules[package], last, recorder, raising=False)
+    return recorder
+
+
+def test_help_lists_every_command() -> None:
+    """What exists is listed, with one line each."""
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert [
+        name for name in ("audit", "check", "demo", "health", "run", "simulate", "tail") if name not in result.output
+    ] == []
+
+
+def test_the_version_is_told() -> None:
+    """The version is the package's."""
+    assert invoke("--version").output.strip().endswith(__version__)
+
+
+def test_check_prints_what_a_valid_configuration_amounts_to(tmp_path: Path) -> None:
+    """Defaults and environment are laid over the file, so a person sees what will be used."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("kinesis: {lanes: 3}")
+    result = invoke("check", "--config", str(path), INGESTOR__SHARD__COUNT="2")
+    assert result.exit_code == 0
+    assert "lanes: 3" in result.stdout
+    assert "count: 2" in result.stdout
+    assert result.stderr == f"{path}: valid\n"
+
+
+def test_check_lists_every_problem_and_exits_with_two(tmp_path: Path) -> None:
+    """Two mistakes are two lines."""
+    path = tmp_path / "bad.yaml"
+    path.write_text("kinesis: {lanes: 0}\nshard: {index: 1}")
+    result = invoke("check", "--config", str(path))
+    assert result.exit_code == 2
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["kinesis.lanes", "shard.index"]
+    assert result.stdout == ""
+
+
+def test_a_configuration_that_comes_with_the_program_is_found_by_name() -> None:
+    """An installed program works from any folder."""
+    result = invoke("check", "--config", "production")
+    assert result.exit_code == 0
+    assert "environment: production" in result.stdout
+
+
+def test_a_file_wins_over_a_packaged_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the folder is what is meant."""
+    (tmp_path / "local").write_text("service: {name: mine}")
+    monkeypatch.chdir(tmp_path)
+    assert "name: mine" in invoke("check", "--config", "local").stdout
+
+
+def test_run_exits_with_what_the_service_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service gets the loaded configuration; its answer is the exit code."""
+    app = stand_in(monkeypatch, "ingestor.app", answer=1)
+    result = invoke("run", "--config", "production", INGESTOR__KINESIS__LANES="3")
+    assert result.exit_code == 1
+    assert app.calls[0][1][0].kinesis.lanes == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (IngestorError("the port is taken"), 1, "error: the port is taken\n"),
+        (
+            SinkError("configuration", "ResourceNotFoundException", "no stream"),
+            1,
+            "error: ResourceNotFoundException: no stream\n",
+        ),
+    ],
+)
+def test_our_own_errors_are_a_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: IngestorError, code: int, text: str
+) -> None:
+    """A person gets a message; a traceback is for bugs."""
+    stand_in(monkeypatch, "ingestor.app", answer=error)
+    result = invoke("run", "--config", "local")
+    assert (result.exit_code, result.stderr) == (code, text)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expected is not made pretty."""
+    stand_in(monkeypatch, "ingestor.app", answer=ZeroDivisionError())
+    assert isinstance(invoke("run", "--config", "local").exception, ZeroDivisionError)
+
+
+def test_demo_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A proof that fails is exit code 1."""
+    recording = tmp_path / "ws.jsonl"
+    recording.touch()
+    demo = stand_in(monkeypatch, "ingestor.local.demo", answer=1)
+    result = invoke("demo", "--seconds", "5", "--replay", str(recording), "--chaos")
+    assert result.exit_code == 1
+    assert demo.calls == [("run_demo", (), {"seconds": 5.0, "replay": recording, "chaos": True})]
+
+
+def test_simulate_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symbols are upper case from here on."""
+    simulator = stand_in(monkeypatch, "ingestor.local.simulate")
+    assert invoke("simulate", "--symbol", "bnbusdt", "--port", "9443").exit_code == 0
+    assert simulator.calls[0][2] == {
+        "symbols": ["BNBUSDT"],
+        "seed": 0,
+        "replay": None,
+        "speed": 1.0,
+        "with_chaos": False,
+        "host": "127.0.0.1",
+        "port": 9443,
+    }
+
+
+def test_tail_ends_quietly_on_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control-C is how one stops watching."""
+    inspection = stand_in(monkeypatch, "ingestor.inspection", answer=KeyboardInterrupt())
+    assert invoke("tail", "--config", "local", "--stream", "other", "--json").exit_code == 0
+    assert (inspection.calls[0][2]["stream"], inspection.calls[0][2]["as_json"]) == ("other", True)
+
+
+def test_audit_exits_with_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are milliseconds in UTC, and something missing is exit code 1."""
+    inspection = stand_in(monkeypatch, "ingestor.inspection", answer=1)
+    start = ("--start", "1970-01-01T00:00:01", "--end", "1970-01-01T01:00:02+01:00")
+    assert invoke("audit", "--config", "local", "--symbol", "btcusdt", *start, "--cross-check").exit_code == 1
+    options = inspection.calls[0][2]
+    assert (options["symbol"], options["start_ms"], options["end_ms"]) == ("BTCUSDT", 1000, 2000)
+    assert options["cross_check"]
+
+
+def test_a_time_that_is_none_is_a_wrong_command_line() -> None:
+    """The message shows what a time looks like."""
+    result = invoke("audit", "--config", "local", "--start", "yesterday")
+    assert result.exit_code == 2
+    assert "'yesterday' is no time such as 2026-01-31" in result.stderr
+
+
+def test_health_without_a_service_fails_with_a_line() -> None:
+    """The port comes from the same variable that sets the service's."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    result = invoke("health", "--live", INGESTOR__HEALTH__PORT=str(port))
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"no answer from port {port}: ")
+
+
+def test_health_loads_no_heavy_library() -> None:
+    """It runs every few seconds beside the service."""
+    heavy = "boto3", "pydantic", "quart", "trio", "fastavro", "msgspec", "yaml", "httpx", "rich"
+    code = f"""
+import sys
+from ingestor.cli import main
+try:
+    main(["health", "--port", "1"])
+except SystemExit:
+    pass
+sys.exit(", ".join(name for name in {heavy!r} if name in sys.modules) or 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("no answer from port 1: ")
