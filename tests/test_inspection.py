@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import Progress
@@ -157,10 +158,7 @@ def as_delivered_bar(ordinal: int) -> MarketData:
     record = bar(ordinal)
     assert record.kline is not None
     _, opened, high, low, close, volume, *_ = (f"{float(value):.8f}" for value in bar_of("1m", ordinal))
-    fields = {"open": opened, "high": high, "low": low, "close": close, "volume": volume}
-    record.kline = type(record.kline)(
-        **{name: fields.get(name, getattr(record.kline, name)) for name in record.kline.__struct_fields__}
-    )
+    record.kline = structs.replace(record.kline, open=opened, high=high, low=low, close=close, volume=volume)
     return record
 
 

@@ -144,7 +144,9 @@ class _Chain:
         return is_duplicate
 
     def report(self, subscription: Subscription) -> StreamReport:
-        declared = {reason: _without(holes, self.delivered) for reason, holes in self.declared.items()}
+        declared: dict[HoleReason, Intervals] = {
+            reason: _without(holes, self.delivered) for reason, holes in self.declared.items()
+        }
         undeclared = self._missing()
         for holes in declared.values():
             undeclared.subtract(holes)
