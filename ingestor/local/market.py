@@ -6,6 +6,7 @@ market, however finely time is cut and whatever is watched, and no symbol's life
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -111,8 +112,8 @@ class _SymbolMarket:
         self._symbol = history.symbol
         self._name = history.symbol.lower()
         self._rng = rng
-        self._order_rate = habits.orders_per_s / _SECOND_MS
-        self._updates_per_window = habits.updates_per_s * _WINDOW_MS / _SECOND_MS
+        self._acts_per_ms = (habits.orders_per_s + habits.updates_per_s) / _SECOND_MS
+        self._order_share = habits.orders_per_s / (habits.orders_per_s + habits.updates_per_s)
         self._home = self._opening_price()
         self._next_trade_id = rng.randrange(1_000_000, 5_000_000_000)
         self._next_aggregate_id = self._next_trade_id // 2
@@ -124,8 +125,8 @@ class _SymbolMarket:
         self._changes: dict[bool, dict[int, int]] = {True: {}, False: {}}  # of this window: is a bid, price, quantity
         self._seed_book(levels)
         self.history.ladder = self._ladder = Ladder(start_ms, self._home)
-        self._order_at = start_ms + self._pause()
-        self._window_at = _next_multiple(start_ms, _WINDOW_MS)
+        self._act_at = start_ms + self._pause()
+        self._window_at: float = math.inf  # the end of the window in which something happened
         self._second_at = _next_multiple(start_ms, _SECOND_MS)
         self._push_parity = rng.randrange(2)  # other bars than 1s are pushed every second second
         self.due_ms: float = 0
@@ -144,7 +145,7 @@ class _SymbolMarket:
 
     def advance(self, to_ms: int, out: list[Message]) -> None:
         while True:
-            at = min(self._second_at, self._window_at, self._order_at)
+            at = min(self._second_at, self._window_at, self._act_at)
             if at > to_ms:
                 self.due_ms = at
                 return
@@ -152,18 +153,27 @@ class _SymbolMarket:
                 self._pass_second(self._second_at, out)
                 self._second_at += _SECOND_MS
             elif at == self._window_at:
-                self._pass_window(self._window_at, out)
-                self._window_at += _WINDOW_MS
+                self._pass_window(int(at), out)
+                self._window_at = math.inf
             else:
-                self._take(int(at), out)
-                self._order_at += self._pause()
+                self._act(int(at), out)
+                self._act_at += self._pause()
 
     # -- orders ---------------------------------------------------------------------------------------------------
+
+    def _act(self, at_ms: int, out: list[Message]) -> None:
+        """Let somebody take, or place, change or withdraw a resting order."""
+        top_before = self._top()
+        if self._rng.random() < self._order_share:
+            self._take(at_ms, out)
+        else:
+            self._change_mind()
+        self._tell_top(at_ms, top_before, out)
+        self._window_at = min(self._window_at, _next_multiple(at_ms, _WINDOW_MS))
 
     def _take(self, at_ms: int, out: list[Message]) -> None:
         """One taker order eats its way into the book; the price is drawn back home so that it never wanders off."""
         rng = self._rng
-        top_before = self._top()
         pull = (self._home - self._best_ask) / self._home * 5
         buys = rng.random() < 0.5 + max(-0.4, min(0.4, pull))
         wanted = LOT * (1 + int(rng.expovariate(1.0) * 20_000))
@@ -177,7 +187,6 @@ class _SymbolMarket:
                 self._step_up() if buys else self._step_down()
             if not wanted:
                 break
-        self._tell_top(at_ms, top_before, out)
 
     def _fill(self, at_ms: int, price: int, quantity: int, *, buyer_is_maker: bool, out: list[Message]) -> None:
         """Trade; the level may hold two makers, then it is two trades of one aggregate."""
@@ -230,17 +239,15 @@ class _SymbolMarket:
         self._changes[levels is self._bids][price] = quantity
         self.history.book.update_id += 1
 
-    def _change_minds(self) -> None:
-        """Place, change or withdraw some resting orders, mostly near the top, never the best or the last level."""
+    def _change_mind(self) -> None:
+        """Touch one resting order, most likely near the top, never the best or the last level."""
         rng = self._rng
-        # The expectation of floor(x + uniform) is x, for any mean, however small.
-        for _ in range(int(2 * self._updates_per_window * rng.random() + rng.random())):
-            distance = 1 + int(rng.expovariate(0.05))
-            bid = rng.random() < 0.5
-            price = self._best_bid - distance * TICK if bid else self._best_ask + distance * TICK
-            quantity = 0 if rng.random() < 0.2 else self._size()
-            if self._bid_end < price < self._ask_end:
-                self._set(self._bids if bid else self._asks, price, quantity)
+        distance = 1 + int(rng.expovariate(0.05))
+        bid = rng.random() < 0.5
+        price = self._best_bid - distance * TICK if bid else self._best_ask + distance * TICK
+        quantity = 0 if rng.random() < 0.2 else self._size()
+        if self._bid_end < price < self._ask_end:
+            self._set(self._bids if bid else self._asks, price, quantity)
 
     def _size(self) -> int:
         return LOT * (1 + int(self._rng.expovariate(1.0) * 50_000))
@@ -258,9 +265,6 @@ class _SymbolMarket:
         return Message(f"{self._name}@trade", payload.encode(), at_ms, subscription, trade_id, trade_id)
 
     def _pass_window(self, at_ms: int, out: list[Message]) -> None:
-        top_before = self._top()
-        self._change_minds()
-        self._tell_top(at_ms, top_before, out)
         first, last = self._told_update_id + 1, self.history.book.update_id
         if last < first:
             return  # no event is sent for a window without change
@@ -304,7 +308,7 @@ class _SymbolMarket:
     # -- chance ---------------------------------------------------------------------------------------------------
 
     def _pause(self) -> float:
-        return self._rng.expovariate(self._order_rate)
+        return self._rng.expovariate(self._acts_per_ms)
 
     def _opening_price(self) -> int:
         known = next((price for prefix, price in _KNOWN_PRICES.items() if self._symbol.startswith(prefix)), None)

@@ -19,6 +19,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 from ingestor.core.claims import Intervals
 from ingestor.core.model import Subscription
 from ingestor.local import faults
+from ingestor.local.history import Bar
 from ingestor.local.market import Market
 from ingestor.local.protocol import Rules
 from ingestor.local.recording import Recording
@@ -445,8 +446,10 @@ async def test_the_archive_is_served_beside_rest(autojump_clock: MockClock) -> N
     """Also while REST fails; damaged when the script says so, and from the middle when that is asked for."""
     day_ms = 86_400_000
     yesterday_ms = BASE_MS - BASE_MS % day_ms - day_ms
-    market = Market(("BTCUSDT",), start_ms=yesterday_ms, orders_per_s=0.001, updates_per_s=0.001)
-    market.advance(BASE_MS)
+    market = Market(("BTCUSDT",), start_ms=BASE_MS)
+    history = market.history("BTCUSDT")
+    assert history
+    history.add_bar("1h", Bar(yesterday_ms, 1, 1, 1, 1))
     date = time.strftime("%Y-%m-%d", time.gmtime(yesterday_ms // 1_000))
     path = f"/data/spot/daily/klines/BTCUSDT/1h/BTCUSDT-1h-{date}.zip"
     async with open_box(source=market) as box:
