@@ -9,6 +9,7 @@ still held when time is up is counted and left unclaimed, so that the next task 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
@@ -132,9 +133,10 @@ class KinesisProducer:
     ) -> None:
         """Deliver until every sender has hung up and nothing is held, or no put may start any more.
 
-        Cancelled before that, it takes what is left in the channel and has `farewell_s` to deliver it.
+        Cancelled or broken before that, it takes what is left in the channel and has `farewell_s` to deliver it.
         """
-        with intake:
+        with intake, ExitStack() as at_the_end:
+            at_the_end.callback(self._report_end)
             task_status.started()
             try:
                 await self._pump(intake)
@@ -143,7 +145,6 @@ class KinesisProducer:
                     with trio.move_on_after(self._farewell_s, shield=True):
                         self._take_rest(intake)
                         await self._pump(intake)
-                self._report_end()
 
     async def _pump(self, intake: BatchReceiver[EncodedBatch]) -> None:
         async with trio.open_nursery() as calls:

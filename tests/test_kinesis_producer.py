@@ -424,6 +424,34 @@ async def test_cancelled_it_still_delivers_what_it_holds_and_what_waits(autojump
     assert trio.current_time() == 2.0
 
 
+async def test_a_bug_ends_the_run_but_not_before_what_is_held_is_delivered(autojump_clock: MockClock) -> None:
+    """It is raised, whatever else still went well."""
+
+    def stumble(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        raise ZeroDivisionError
+
+    bench = Bench(FakeKinesis([stumble]), **ADAPTIVE)
+    await bench.sender.send(batch(1))
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await bench.producer.run(bench.intake)
+    assert (stored(bench), bench.claims) == ([1], [Claim(TRADES, 1, 1)])
+    with pytest.raises(trio.BrokenResourceError):
+        await bench.sender.send(batch(2))
+
+
+async def test_what_a_bug_leaves_behind_is_counted(autojump_clock: MockClock) -> None:
+    """Even when it strikes again in the farewell."""
+
+    def stumble(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        raise ZeroDivisionError
+
+    bench = Bench(FakeKinesis(always=stumble), **ADAPTIVE)
+    await bench.sender.send(batch(1))
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await bench.producer.run(bench.intake)
+    assert bench.sample("records_abandoned_total", reason="out_of_time") == 1
+
+
 async def test_the_farewell_ends_in_time(autojump_clock: MockClock) -> None:
     """What it could not deliver is counted, unclaimed."""
     bench = Bench(FakeKinesis(latency_s=100.0), **ADAPTIVE, farewell_s=4.0)
