@@ -437,7 +437,7 @@ class _BookSync:
     def _levels(self, wish: _Wish) -> int:
         """Return how many levels to ask for: few while many books wait, so that all can answer soon."""
         most = self._settings.snapshot_levels
-        if wish.urgent and self.waiting() * depth_weight(most) > self._rest.allowance("books"):
+        if wish.urgent and self.waiting() * depth_weight(most) > self._rest.weight_left("books"):
             return min(_FEW_LEVELS, most)
         return most
 

@@ -234,9 +234,9 @@ class RestClient:
         """Return the last trade id of every symbol, in one request (weight 80)."""
         return await self._fetch(_Call("ticker/24hr", 80, "probes", {}), decode_tickers)
 
-    def allowance(self, purpose: Purpose) -> int:
-        """Return the weight a minute that `purpose` has for itself."""
-        return self._budget.allowance(purpose)
+    def weight_left(self, purpose: Purpose) -> int:
+        """Return the weight that `purpose` has not spent yet of its own part of this minute."""
+        return self._budget.left(purpose, self._now_ms())
 
     async def _fetch(
         self, call: _Call, decode: Callable[[bytes], T], on_admitted: Callable[[], None] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
@@ -330,6 +331,45 @@ async def test_a_page_is_fetched_only_when_the_line_has_room(autojump_clock: Moc
         assert len(on.venue.asked) == 4
 
 
+@pytest.mark.parametrize("seed", range(20))
+async def test_every_missing_id_is_delivered_or_declared_once(seed: int, autojump_clock: MockClock) -> None:
+    """Whatever the venue forgot, lost, is late with or refuses for a while: nothing is left out."""
+    chance = Random(seed)
+    faults: list[Answer | Exception] = [
+        Answer(503, b"<html>"),
+        Answer(429, None, {"Retry-After": "20"}),
+        Answer(200, b"[{"),
+        httpx.ReadTimeout("late"),
+    ]
+    venue = FakeRest(script=deque(chance.choices(faults, k=chance.randrange(6))), latency_s=chance.random())
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        newest = chance.randrange(1_000, 6_000)
+        venue.markets[symbol] = Market(
+            oldest_id=chance.choice([0, chance.randrange(3_000)]),
+            newest_id=newest,
+            lost_ids=set(chance.sample(range(newest), chance.randrange(20))),
+            lag_id=chance.randrange(newest),
+            lag_until_s=chance.choice([0.0, 10.0, 1_000.0]),
+        )
+    owed: set[tuple[str, int]] = set()
+    reported = 0
+    paid: list[tuple[str, int]] = []
+    async with bench(venue, repair=config.Repair(max_trades_per_gap=3_000)) as on:
+        for _ in range(chance.randrange(1, 8)):
+            symbol, first, more = chance.choice(list(venue.markets)), chance.randrange(5_500), chance.randrange(1_500)
+            owed.update((symbol, each) for each in range(first, first + more + 1))
+            reported += more + 1
+            on.repair.report_gap(Gap(Subscription(symbol, "trade"), first, first + more, 1))
+            await trio.sleep(chance.choice([0.0, 3.0]))
+        await trio.sleep(3_000)
+        assert on.repair.pending()["trades"] == 0
+        for record in on.drain():
+            ids = (record.sequence,) if record.hole is None else range(record.hole.first, record.hole.last + 1)
+            paid += [(record.symbol, each) for each in ids]
+    assert set(paid) == owed
+    assert len(paid) == len(owed) or reported > len(owed)  # what is reported again after its repair is fetched again
+
+
 # --- bars -------------------------------------------------------------------------------------------------------------
 
 
@@ -464,6 +504,20 @@ async def test_many_books_start_shallow_and_are_deepened_later(autojump_clock: M
         await trio.sleep(400)
         assert all(on.books.loads(symbol)[-1][1] == 1000 for symbol in symbols)
         assert all(len(on.books.loads(symbol)) <= 2 for symbol in symbols)
+
+
+async def test_a_lost_book_overtakes_the_deepening_of_others(autojump_clock: MockClock) -> None:
+    """What only makes answers better waits for what is left of the budget."""
+    symbols = [f"S{number}USDT" for number in range(100)]
+    venue = FakeRest(markets={symbol: Market(books=deque([BOOK])) for symbol in symbols})
+    async with bench(venue) as on:
+        for symbol in symbols:
+            on.repair.request_snapshot(symbol)
+        await trio.sleep(5)
+        assert len(venue.times("depth")) < 200
+        on.repair.request_snapshot(symbols[-1])
+        await trio.sleep(5)
+        assert [at_s for at_s, _ in on.books.loads(symbols[-1])] == [0, 5.5]
 
 
 async def test_a_venue_that_is_away_keeps_the_books_request(autojump_clock: MockClock) -> None:

@@ -243,9 +243,9 @@ async def test_the_venues_own_count_is_believed(autojump_clock: MockClock) -> No
 async def test_the_published_limit_becomes_the_budget(autojump_clock: MockClock) -> None:
     """The exchangeInfo of this venue says 1200 a minute."""
     async with client_of(FakeRest()) as client:
-        assert client.allowance("trades") == 2400
+        assert client.weight_left("trades") == 2400
         await client.exchange_info()
-        assert client.allowance("trades") == 480
+        assert client.weight_left("trades") == 480
 
 
 async def test_a_waiting_purpose_does_not_hold_up_another(autojump_clock: MockClock) -> None:

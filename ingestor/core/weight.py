@@ -51,6 +51,11 @@ class WeightBudget:
         """Return the weight a minute that `purpose` has for itself."""
         return int(self._cap * PARTS[purpose])
 
+    def left(self, purpose: Purpose, now_ms: int) -> int:
+        """Return what `purpose` has not spent yet of its own in this minute."""
+        self._turn_to(now_ms)
+        return max(0, self.allowance(purpose) - self._spent[purpose])
+
     def used(self, now_ms: int) -> int:
         """Return the weight used in this minute, ours and what the venue told of others."""
         self._turn_to(now_ms)

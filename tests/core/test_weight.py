@@ -21,7 +21,10 @@ def spend(budget: WeightBudget, purpose: Purpose, weight: int, now_ms: int) -> i
 def test_each_purpose_has_its_part_at_once() -> None:
     """Half for trades, four tenths for books, one for probes: whoever comes first takes none of the others' parts."""
     budget = WeightBudget(1_000, 1.0)
-    assert [spend(budget, purpose, 10, 0) for purpose in ("trades", "books", "probes")] == [50, 40, 10]
+    assert budget.admit("trades", 10, 0) == Admission(10, 0)
+    assert [budget.left(purpose, 0) for purpose in PARTS] == [490, 400, 100, 0]
+    assert [spend(budget, purpose, 10, 0) for purpose in ("trades", "books", "probes")] == [49, 40, 10]
+    assert [budget.left(purpose, 0) for purpose in PARTS] == [0, 0, 0, 0]
     assert [budget.allowance(purpose) for purpose in PARTS] == [500, 400, 100, 0]
 
 
