@@ -16,7 +16,7 @@ import trio
 if TYPE_CHECKING:
     from typing import Final
 
-READ_BYTES: Final = 256 * 1024
+READ_BYTES: Final = 120 * 1024  # below the size from which malloc maps every buffer anew, as in frames.py
 RECORD_BYTES: Final = 16 * 1024  # no record holds more (RFC 8446 §5.1)
 
 

@@ -141,6 +141,14 @@ def test_what_follows_a_close_frame_means_nothing() -> None:
     assert sliced.passthrough.startswith(close)
 
 
+def test_empty_fragments_without_end_take_no_memory() -> None:
+    """The bound on a message counts bytes, so what has none is not kept."""
+    slicer = FrameSlicer()
+    slicer.feed(HEAD + frame(b"a", 0x01) + frame(b"", 0x00) * 10_000)
+    assert slicer._fragments == [b"a"]
+    assert slicer.feed(frame(b"b", 0x80)).messages == [b"ab"]
+
+
 def test_text_that_is_not_utf8_is_a_message_like_any_other() -> None:
     """Whoever decodes it finds out; the connection goes on."""
     assert slice_all([frame(b"\xff\xfe") + frame(b"next")]) == Sliced([b"\xff\xfe", b"next"], b"")
