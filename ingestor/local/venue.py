@@ -422,20 +422,17 @@ class _Session:
 
     async def _read(self, data: bytes) -> None:
         while True:
-            if data:
-                try:
-                    self._websocket.receive_data(data)
-                    going_on = all(self._take(event) for event in self._websocket.events())
-                except RemoteProtocolError:
-                    going_on = False
-                if not going_on:
-                    return
+            self._websocket.receive_data(data)
+            if not all(self._take(event) for event in self._websocket.events()):
+                return
             data = bytes(await self._stream.receive_some(_READ_BYTES))
             if not data:
                 return
 
     def _take(self, event: events.Event) -> bool:
-        """Take what the client says; False when it hangs up."""
+        """Take what the client says; False when it hangs up or breaks the protocol."""
+        if self._closing and not isinstance(event, events.CloseConnection):
+            return True  # nothing is answered after our close frame
         now = trio.current_time()
         match event:
             case events.TextMessage(data=text, message_finished=finished):

@@ -283,12 +283,24 @@ async def test_what_comes_with_the_handshake_is_heard(autojump_clock: MockClock)
         assert box.venue.connections == 0
 
 
+async def test_pings_after_a_close_are_not_answered(autojump_clock: MockClock) -> None:
+    """The venue closes for too many messages; what comes later is read and ignored."""
+    async with open_box(orders_per_s=0.01) as box:
+        stream = box.dial()
+        await stream.send_all(handshake("/ws") + b"\x89\x80\x00\x00\x00\x00" * 9)
+        received = b"".join([part async for part in stream])
+        assert received.count(b"\x8a\x00") == 6
+        assert received.endswith(b"Too many requests")
+
+
 async def test_a_client_that_breaks_the_protocol_is_left(autojump_clock: MockClock) -> None:
     """Unmasked frames are none of a client's."""
     async with open_box() as box:
         stream = box.dial()
         await stream.send_all(handshake("/ws") + b"\x81\x02{}")
-        assert b"".join([part async for part in stream]).startswith(b"HTTP/1.1 101")
+        received = b"".join([part async for part in stream])
+        assert received.startswith(b"HTTP/1.1 101")
+        assert b"\x03\xea" in received  # 1002, protocol error
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------
@@ -365,12 +377,15 @@ async def test_skipped_and_repeated_messages(autojump_clock: MockClock) -> None:
     script: list[faults.Fault] = [faults.Skip(1.0, "btcusdt@trade", 3), faults.Repeat(2.0, "btcusdt@trade", 2)]
     async with open_box(script=script) as box:
         client = await box.connect("/stream?streams=btcusdt@trade")
+        other = await box.connect("/ws/ethusdt@trade")
         seen = ids(await receive_for(client, 4.0))
         steps = [later - earlier for earlier, later in pairwise(seen)]
         assert [step for step in steps if step != 1] == [4, 0, 0]
         account = box.venue.ledger[TRADES]
         assert account.produced.count() - account.sent.count() == 3
         assert account.sent_messages - account.sent.count() == 2
+        untouched = [one["t"] for one in await receive_for(other, 4.0)]
+        assert untouched == list(range(untouched[0], untouched[0] + len(untouched)))
 
 
 async def test_fragments_are_put_together_again_by_a_correct_client(autojump_clock: MockClock) -> None:
