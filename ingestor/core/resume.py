@@ -159,7 +159,8 @@ class _Writer(Struct):
 class Resume:
     """Decides what a start must fetch. Fed with beats, ends of windows, first live ids and the time; never waits.
 
-    Answers are merged into `coverage`, which the live line fills at the same time. `now` is monotonic seconds.
+    Answers are merged into `coverage`, which the live line fills at the same time. What was found of a subscription
+    that is quiet is merged too, so that this task's beats carry it on. `now` is monotonic seconds.
     """
 
     def __init__(
@@ -180,6 +181,8 @@ class Resume:
         self._found = Coverage()
         self._writers: dict[str, _Writer] = {}
         self._read_at: dict[Subscription, float] = {}  # since when all older beats that matter are known
+        self._carried: set[Subscription] = set()  # merged into `coverage` before their first live id came
+        self._restarted: set[Subscription] = set()
 
     def hear(self, beat: Beat, age_s: float, now: float) -> None:
         """Take in a beat that was written `age_s` seconds ago; our own and those of another identity say nothing."""
@@ -196,10 +199,16 @@ class Resume:
         writer.subscriptions |= entries.keys()
 
     def begin(self, subscription: Subscription, first_live_id: int, event_ms: int) -> None:
-        """Say which id the live line starts with: seen, or known to be the venue's next one; the lowest counts."""
+        """Say which id the live line starts with: seen, or known to be the venue's next one; the lowest counts.
+
+        Called before the record with this id goes on: if the ids began again, `coverage` has to know before its claim.
+        """
         known = self._live.get(subscription)
         if known is None or first_live_id < known.first_id:
-            self._live[subscription] = _Live(first_live_id, event_ms)
+            self._live[subscription] = live = _Live(first_live_id, event_ms)
+            if subscription in self._carried and _is_restart(subscription, live, self._found[subscription]):
+                self._coverage.restart(subscription, first_live_id)
+                self._restarted.add(subscription)
 
     def next_window(self) -> Window | None:
         """Return the stretch to read now; None when the search is over."""
@@ -214,6 +223,10 @@ class Resume:
             entry = self._found.get(subscription)
             if not self._windows or (entry is not None and entry.settled):
                 self._read_at[subscription] = now
+                if entry is not None and subscription not in self._live:
+                    self._coverage.merge({subscription: entry})
+                    self._coverage.settle(subscription)
+                    self._carried.add(subscription)
 
     def take(self, now: float) -> list[Resumed]:
         """Return the answers that are ready, each once."""
@@ -255,7 +268,8 @@ class Resume:
         live, found = self._live.get(subscription), self._found.get(subscription)
         if live is None or found is None:
             return True
-        return not _is_restart(subscription, live, found) and not found.covered.covers(found.origin, live.first_id - 1)
+        is_restarted = subscription in self._restarted or _is_restart(subscription, live, found)
+        return not is_restarted and not found.covered.covers(found.origin, live.first_id - 1)
 
     def _settle(self, subscription: Subscription) -> Resumed:
         live, found = self._live[subscription], self._found.get(subscription)
@@ -263,8 +277,12 @@ class Resume:
         if found is None:
             self._coverage.settle(subscription)
             return Resumed(subscription, Intervals(), is_first_start=True, is_restarted=False)
-        is_restarted = _is_restart(subscription, live, found)
-        self._coverage.inherit(subscription, found, is_restarted=is_restarted)
+        if subscription in self._carried:
+            is_restarted = subscription in self._restarted
+            self._coverage.merge({subscription: found})
+        else:
+            is_restarted = _is_restart(subscription, live, found)
+            self._coverage.inherit(subscription, found, is_restarted=is_restarted)
         entry = self._coverage[subscription]
         return Resumed(subscription, entry.missing(live.first_id - 1), is_first_start=False, is_restarted=is_restarted)
 

@@ -179,6 +179,29 @@ class TestSubscriptions:
         [resumed] = start.resume.take(3_600.0)
         assert list(resumed.missing) == [(9, 11)]
 
+    def test_what_was_found_of_a_quiet_symbol_is_carried_on(self) -> None:
+        """Or it would be forgotten after a lookback of silence: beats of this task carry it before its first id."""
+        start = Start()
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 8), generation=2)}), 60.0, 0.0)
+        start.read()
+        assert start.coverage[TRADES] == entry(1, (1, 8), generation=2)
+        start.begin(12)
+        start.coverage.acknowledge([Claim(TRADES, 12, 12)])
+        [resumed] = start.resume.take(3_600.0)
+        assert list(resumed.missing) == [(9, 11)]
+        assert start.coverage[TRADES] == entry(1, (1, 8), (12, 12), generation=2)
+
+    def test_a_quiet_symbol_whose_ids_began_again_keeps_the_generations_apart(self) -> None:
+        """The coverage knows before the first new record is acknowledged."""
+        start = Start()
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 800), last_ms=700)}), 60.0, 0.0)
+        start.read()
+        start.begin(12, event_ms=900)
+        start.coverage.acknowledge([Claim(TRADES, 12, 12)])
+        [resumed] = start.resume.take(3_600.0)
+        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
+        assert start.coverage[TRADES] == entry(12, (12, 12), generation=1, last_ms=700)
+
     def test_the_lowest_first_id_counts(self) -> None:
         """The venue's newest id was asked for while the first live record came in."""
         start = Start().begin(14).begin(12).begin(13)
