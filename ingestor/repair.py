@@ -380,15 +380,15 @@ class _BookSync:
         self._random = random
         self._bell = _Bell()
         self._wishes: dict[str, _Wish] = {}
-        self._in_flight: set[str] = set()
+        self._in_flight: dict[str, trio.CancelScope] = {}
 
     def request(self, symbol: str) -> None:
-        if symbol in self._in_flight:
-            return  # its answer either holds, or is asked for again
         now = trio.current_time()
         wish = self._wishes.setdefault(symbol, _Wish(now, urgent=True))
         if not wish.urgent:
             self._hasten(wish, now)
+            if symbol in self._in_flight:
+                self._in_flight[symbol].cancel()  # a refresh may wait long for what is left of the budget
         self._bell.ring()
 
     def waiting(self) -> int:
@@ -416,11 +416,11 @@ class _BookSync:
     async def _seed(self, symbol: str, wish: _Wish) -> None:
         """Fetch a snapshot, load it and send its record; the next wish is noted."""
         levels = self._levels(wish)
-        self._in_flight.add(symbol)
-        try:
+        outcome, snapshot = "overtaken", None
+        with trio.CancelScope() as scope:
+            self._in_flight[symbol] = scope
             outcome, snapshot = await self._fetch(symbol, wish, levels)
-        finally:
-            self._in_flight.discard(symbol)
+        del self._in_flight[symbol]
         record = None
         if snapshot is not None:
             record = self._books.load_snapshot(symbol, snapshot, levels, self._outlet.now_us())

@@ -481,6 +481,22 @@ async def test_requests_while_a_snapshot_is_under_way_are_one(autojump_clock: Mo
         assert len(on.books.loads("BTCUSDT")) == 1
 
 
+async def test_a_book_that_is_lost_during_its_refresh_does_not_wait_for_it(autojump_clock: MockClock) -> None:
+    """A refresh lives on what is left of the budget, which may be nothing; a lost book has a part of its own."""
+    venue = venue_with(Market(books=deque([BOOK])))
+    async with bench(venue, book=config.Book(resnapshot_s=100)) as on:
+        on.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(99)
+        venue.latency_s = 9
+        await trio.sleep(3)
+        venue.latency_s = 0
+        on.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(1)
+        assert venue.times("depth") == [0, 100, 102]
+        assert [at_s for at_s, _ in on.books.loads("BTCUSDT")] == [0, 102]
+        assert on.metrics.snapshots.labels("overtaken")._value.get() == 1
+
+
 async def test_books_are_refreshed_periodically(autojump_clock: MockClock) -> None:
     """Late joiners find a start, and drift ends; the times are spread."""
     venue = venue_with(Market(books=deque([BOOK])))
