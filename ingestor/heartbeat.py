@@ -3,6 +3,10 @@
 Every interval the acknowledged coverage goes to the heartbeat stream. A beat that fails is not sent again: the next
 one says more. Data does not wait for beats, with one exception: the first record of a subscription waits until its
 origin is written, so that a task killed in its first second leaves a trace for the next one.
+
+The partition key of part 3 is `<instance>/3`: coverage only grows and keeps its order, so a record says all that an
+earlier one of the same key said, and whoever reads a page of them decodes the last of each key. A beat about origins
+alone has a key of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from ingestor.core.resume import Beat, beat_from_avro, beat_to_avro, carried, sp
 from ingestor.reader import since
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ingestor.core.claims import Coverage
     from ingestor.core.health import HealthBoard
@@ -104,7 +108,7 @@ class HeartbeatWriter:
         while True:
             is_due = trio.current_time() >= due_s
             due_s = trio.current_time() + self._interval_s if is_due else due_s
-            is_written = await self._beat(self._coverage if is_due else self._origins)
+            is_written = await self._beat() if is_due else await self._beat(list(self._origins))
             if is_written:
                 backoff.reset()
             else:
@@ -135,7 +139,7 @@ class HeartbeatWriter:
         backoff = Backoff(initial_s=RETRY_S, max_s=1.0, multiplier=2.0, jitter=None)
         with trio.move_on_at(deadline_s):
             while True:
-                if await self._beat(self._coverage, final=True):
+                if await self._beat(final=True):
                     return True
                 await trio.sleep(backoff.next_delay())
         return False
@@ -146,27 +150,30 @@ class HeartbeatWriter:
                 await self._asked.wait()
                 self._asked = trio.Event()
 
-    async def _beat(self, subscriptions: Iterable[Subscription], *, final: bool = False) -> bool:
-        """Write one beat about `subscriptions`; return whether all of it was accepted."""
+    async def _beat(self, origins: Sequence[Subscription] | None = None, *, final: bool = False) -> bool:
+        """Write one beat about everything, or about `origins` alone; return whether all of it was accepted."""
         number, self._number = self._number, self._number + 1
-        parts = split(list(subscriptions))
+        parts = split(list(self._coverage) if origins is None else origins)
+        key = f"{self._author.instance}/" if origins is None else f"{self._author.instance}/{number}/"
         for start in range(0, len(parts), PARTS_PER_PUT):
             speaking = parts[start : start + PARTS_PER_PUT]
-            origins = self._origins.intersection(name for names in speaking for name in names)
+            written = self._origins.intersection(name for names in speaking for name in names)
             entries = []
             for offset, names in enumerate(speaking):
-                entries.append(self._entry(names, number, start + offset, len(parts), final=final))
+                part = start + offset
+                data = self._encode(beat_to_avro(self._part(names, number, part, len(parts), final=final)))
+                entries.append(PutEntry(data, f"{key}{part}", None))
                 await trio.lowlevel.checkpoint()  # a part takes milliseconds, and the whole market has many
             if not await self._put(entries):
                 return False
-            self._note_written(origins)
+            self._note_written(written)
         return True
 
-    def _entry(self, names: Sequence[Subscription], number: int, part: int, parts: int, *, final: bool) -> PutEntry:
+    def _part(self, names: Sequence[Subscription], number: int, part: int, parts: int, *, final: bool) -> Beat:
         author, identity = self._author, self._author.identity
         for name in names:
             self._coverage.observe(name, self._event_ms(name))
-        beat = Beat(
+        return Beat(
             service=identity.service,
             environment=identity.environment,
             rest_host=identity.rest_host,
@@ -184,7 +191,6 @@ class HeartbeatWriter:
             components=dict(self._components()),
             entries=[carried(name, self._coverage[name]) for name in names],
         )
-        return PutEntry(self._encode(beat_to_avro(beat)), f"{author.instance}/{part}", None)
 
     async def _put(self, entries: Sequence[PutEntry]) -> bool:
         try:
@@ -274,7 +280,8 @@ class ReadBack:
         return since(self._started_ms - round(window.from_s * 1000))
 
     async def _hear(self, page: ShardPage) -> None:
-        for payload in page.payloads:
+        newest = {payload.partition_key: payload for payload in page.payloads}
+        for payload in newest.values():
             await trio.lowlevel.checkpoint()  # decoding a part takes milliseconds
             try:
                 beat = beat_from_avro(self._decode(payload.data))

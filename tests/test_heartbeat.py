@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -23,7 +23,7 @@ from tests.fakes.kinesis import INTERNAL, NO_STREAM, UNAVAILABLE, FakeKinesis, r
 from tests.fakes.stream import EPOCH_MS, THROTTLED, FakeShard, FakeStream, wall_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trio.testing import MockClock
 
@@ -144,6 +144,8 @@ class TestAdmission:
         await writing.writer.admit([Begin(TRADES, 31, 1_000)])
         assert trio.current_time() == 1.03
         assert writing.accepted()[TRADES] == Entry(31, Intervals())
+        keys = [entry.partition_key for put in writing.sink.puts for entry in put.entries]
+        assert keys == ["task-1/0", "task-1/1", "task-1/1/0"]
         [origin] = [beat for beat in writing.beats() if beat.beat == 1]
         assert [(entry.symbol, entry.origin) for entry in origin.entries] == [("BTCUSDT", 31)]
         await trio.sleep(5)
@@ -201,8 +203,9 @@ def ago(seconds: float) -> int:
 class Reading:
     """A new task that reads beats back; its live trades begin at 31."""
 
-    def __init__(self, stream: FakeStream) -> None:
+    def __init__(self, stream: FakeStream, decode: Callable[[bytes], Mapping[str, Any]] = decode_heartbeat) -> None:
         self.stream = stream
+        self.decode = decode
         self.coverage = Coverage()
         self.coverage.originate(TRADES, 31)
         self.resume = Resume(self.coverage, [TRADES], identity=US, instance="new", lookback_s=86_400.0)
@@ -212,7 +215,7 @@ class Reading:
     async def run(self) -> None:
         """Read back to the end."""
         reader = StreamReader(self.stream, "beats", is_patient=True, jitter=Random(1))
-        read_back = ReadBack(reader, self.resume, decode_heartbeat, started_ms=wall_ns() // 1_000_000, wall_ns=wall_ns)
+        read_back = ReadBack(reader, self.resume, self.decode, started_ms=wall_ns() // 1_000_000, wall_ns=wall_ns)
         await read_back.run(lambda answer: self.answers.append((trio.current_time(), answer)))
 
     @property
@@ -317,11 +320,26 @@ class TestReadingBack:
         assert reading.missing == [(21, 30)]
         nursery.cancel_scope.cancel()
 
+    async def test_only_the_newest_beat_of_a_key_is_decoded(self, autojump_clock: MockClock) -> None:
+        """It says all that the earlier ones said, and ten minutes of a whole market are thousands of them."""
+        stream, decoded = FakeStream(), list[bytes]()
+        for last in range(1, 21):
+            stream.store(stored_beat((1, last)), key="old/0", arrival_ms=ago(60))
+
+        def decode(data: bytes) -> Mapping[str, Any]:
+            decoded.append(data)
+            return decode_heartbeat(data)
+
+        reading = Reading(stream, decode)
+        await reading.run()
+        assert reading.missing == [(21, 30)]
+        assert len(decoded) == 1
+
     async def test_what_is_no_beat_is_passed_over(self, autojump_clock: MockClock) -> None:
         """With one line in the log, however much of it there is."""
         stream = FakeStream()
-        for _ in range(3):
-            stream.store(b"not ours", arrival_ms=ago(60))
+        for number in range(3):
+            stream.store(b"not ours", key=f"{number}", arrival_ms=ago(60))
         stream.store(stored_beat((1, 20)), arrival_ms=ago(60))
         reading = Reading(stream)
         with capture_logs() as logs:
