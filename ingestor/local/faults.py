@@ -87,7 +87,7 @@ class Shutdown(Struct, frozen=True):
     after_s: float = 10.0
 
 
-RestFailure: TypeAlias = Literal["internal", "busy", "timeout", "limited", "banned", "mute"]
+RestFailure: TypeAlias = Literal["internal", "busy", "timeout", "limited", "banned", "restricted", "forbidden", "mute"]
 
 
 class FailRest(Struct, frozen=True):
@@ -106,6 +106,13 @@ class Lag(Struct, frozen=True):
     lag_ms: int = 5_000
 
 
+class StaleBooks(Struct, frozen=True):
+    """Give the same snapshots again and again for `for_s`, from a server that is behind the stream."""
+
+    at_s: float
+    for_s: float
+
+
 class DamageArchive(Struct, frozen=True):
     """Send the next `downloads` of the public archive one byte short."""
 
@@ -114,7 +121,19 @@ class DamageArchive(Struct, frozen=True):
 
 
 Fault: TypeAlias = (
-    DamageArchive | Disconnect | Refuse | Stall | Deafen | Skip | Repeat | Fragment | Inject | Shutdown | FailRest | Lag
+    StaleBooks
+    | DamageArchive
+    | Disconnect
+    | Refuse
+    | Stall
+    | Deafen
+    | Skip
+    | Repeat
+    | Fragment
+    | Inject
+    | Shutdown
+    | FailRest
+    | Lag
 )
 
 _OVERSIZE_BYTES: Final = 17 << 20  # more than any client should take in one frame
@@ -146,10 +165,13 @@ def rest_answer(what: RestFailure, for_s: float, now_ms: int) -> Response | None
         "busy": (503, -1008, "Server is currently overloaded with other requests. Please try again in a few minutes."),
         "timeout": (408, -1007, "Timeout waiting for response from backend server."),
         "limited": (429, -1003, "Too much request weight used."),
+        "restricted": (451, 0, "Service unavailable from a restricted location according to 'b. Eligibility'."),
         "banned": (418, -1003, f"Way too much request weight used; IP banned until {until_ms}."),
     }
-    if what not in answers:
+    if what == "mute":
         return None
+    if what == "forbidden":  # the firewall speaks HTML (facts §1)
+        return Response(403, b"<html><body>403 Forbidden</body></html>", (("content-type", "text/html"),))
     status, code, text = answers[what]
     headers = (("retry-after", wait_s),) if status in (418, 429) else ()
     return Response(status, error_body(code, text), (("content-type", "application/json;charset=UTF-8"), *headers))

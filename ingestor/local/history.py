@@ -12,12 +12,13 @@ from bisect import bisect_left
 from calendar import timegm
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
 from msgspec import Struct, structs
+
+from ingestor.core.model import Level, Subscription  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from ingestor.core.model import Level, Subscription
 
 UNIT: Final = 100_000_000
 LAST_MS: Final = 10**15  # later than any time in milliseconds
@@ -165,6 +166,31 @@ def bar_close_ms(interval: str, open_ms: int) -> int:
     if interval == "1M":
         return bar_open_ms("1M", open_ms + 31 * _DAY_MS) - 1
     return open_ms + INTERVALS_MS[interval] - 1
+
+
+class DepthPayload(Struct):
+    """A diff event, its keys in the venue's order."""
+
+    e: str
+    E: int
+    s: str
+    U: int
+    u: int
+    b: list[Level]
+    a: list[Level]
+
+
+def join_windows(earlier: Message, later: Message) -> Message:
+    """Make one diff of two that follow each other: the union of their levels, later quantities win."""
+    first, last = (msgspec.json.decode(one.payload, type=DepthPayload) for one in (earlier, later))
+    bids, asks = dict(first.b) | dict(last.b), dict(first.a) | dict(last.a)
+    joined = structs.replace(
+        last,
+        U=first.U,
+        b=sorted(bids.items(), key=lambda level: -units(level[0])),
+        a=sorted(asks.items(), key=lambda level: units(level[0])),
+    )
+    return structs.replace(later, payload=msgspec.json.encode(joined), first=earlier.first)
 
 
 class Book:

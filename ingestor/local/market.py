@@ -7,6 +7,7 @@ market, however finely time is cut and whatever is watched, and no symbol's life
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from operator import attrgetter
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -31,7 +32,8 @@ class Market:
     """Many symbols on one clock; `orders_per_s` and `updates_per_s` are means per symbol.
 
     Only streams that are watched are spelled out, everything happens all the same. `keep_trades` and `keep_bars`
-    (an interval) bound what REST and the archive can still give.
+    (an interval) bound what REST and the archive can still give. The closing message of a bar comes `late_close_ms`
+    after its end: 5 to 1800 ms were seen, when updates of the next bar may be under way (facts/binance.md §4).
     """
 
     paced = True  # its events are due at given times: do not ask for more than the clock allows
@@ -48,14 +50,16 @@ class Market:
         levels: int = 500,
         keep_trades: int = 100_000,
         keep_bars: int = 2_000,
+        late_close_ms: int = 0,
     ) -> None:
         self._now_ms = start_ms
+        self._late: list[Message] = []
         self._symbols = {
             symbol: _SymbolMarket(
                 History(symbol, start_ms=start_ms, keep_trades=keep_trades, keep_bars=keep_bars),
                 Random(f"{seed}/{symbol}"),  # noqa: S311 - a reproducible model, not a secret
                 start_ms,
-                _Habits(orders_per_s, updates_per_s, levels),
+                _Habits(orders_per_s, updates_per_s, levels, late_close_ms),
             )
             for symbol in symbols
         }
@@ -89,19 +93,26 @@ class Market:
 
     def advance(self, to_ms: int) -> list[Message]:
         """Live until `to_ms` (inclusive) and return what was sent, in the order of event time."""
-        messages: list[Message] = []
+        messages = self._late
         for market in self._symbols.values():
             if market.due_ms <= to_ms:
                 market.advance(to_ms, messages)
         self._now_ms = max(self._now_ms, to_ms)
         messages.sort(key=attrgetter("at_ms"))
-        return messages
+        ripe = bisect_right(messages, to_ms, key=attrgetter("at_ms"))
+        self._late = messages[ripe:]
+        return messages[:ripe]
+
+    def restart_ids(self, symbol: str) -> None:
+        """Begin all ids of `symbol` anew and forget its past, as after a wipe of the testnet or a relisting."""
+        self._symbols[symbol].restart_ids()
 
 
 class _Habits(NamedTuple):
     orders_per_s: float
     updates_per_s: float
     levels: int
+    late_close_ms: int
 
 
 class _SymbolMarket:
@@ -128,6 +139,7 @@ class _SymbolMarket:
         self._act_at = start_ms + self._pause()
         self._window_at: float = math.inf  # the end of the window in which something happened
         self._second_at = _next_multiple(start_ms, _SECOND_MS)
+        self._late_close_ms = habits.late_close_ms
         self._push_parity = rng.randrange(2)  # other bars than 1s are pushed every second second
         self.due_ms: float = 0
         self._trades = self._diffs = self._tops = False
@@ -158,6 +170,10 @@ class _SymbolMarket:
             else:
                 self._act(int(at), out)
                 self._act_at += self._pause()
+
+    def restart_ids(self) -> None:
+        self._next_trade_id = self._next_aggregate_id = self._told_update_id = self.history.book.update_id = 0
+        self.history.fills.clear()
 
     # -- orders ---------------------------------------------------------------------------------------------------
 
@@ -285,7 +301,9 @@ class _SymbolMarket:
         pushes = at_ms // _SECOND_MS % 2 == self._push_parity
         for interval in self._intervals:
             if interval in closed:
-                out.append(kline_message(self._symbol, interval, closed[interval], at_ms, closed=True))
+                out.append(
+                    kline_message(self._symbol, interval, closed[interval], at_ms + self._late_close_ms, closed=True)
+                )
             elif pushes:
                 out.append(kline_message(self._symbol, interval, self._ladder.current(interval), at_ms, closed=False))
 

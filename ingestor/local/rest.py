@@ -6,7 +6,7 @@ that silently starts at the oldest id that is kept, a database that lags, and ba
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from ingestor.local.history import Bar, Fill, History
     from ingestor.local.protocol import Rules
+
+Snapshot: TypeAlias = tuple[int, list[tuple[int, int]], list[tuple[int, int]]]  # last update id, bids, asks, best first
 
 _MINUTE_MS: Final = 60_000
 _LONGEST_BAN_S: Final = 3 * 86_400.0
@@ -41,7 +43,7 @@ class Source(Protocol):
         """Return what is remembered of `symbol`, or None."""
         ...
 
-    def depth(self, symbol: str, limit: int) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]]]:
+    def depth(self, symbol: str, limit: int) -> Snapshot:
         """Return last update id, bids and asks, best first."""
         ...
 
@@ -58,12 +60,14 @@ class RestTrouble(Struct):
     """What is wrong with the venue at the moment; whoever scripts faults writes here.
 
     `answer`: given instead of any other (5xx, 429, 418). `lag_ms`: how far the database is behind. `missing_bars`: open
-    times of bars that never existed, by symbol and interval.
+    times of bars that never existed, by symbol and interval. `stale_books`: unless None, the first snapshot of a symbol
+    is given again and again, as by a server that is behind the stream (facts §5).
     """
 
     answer: Response | None = None
     lag_ms: int = 0
     missing_bars: dict[tuple[str, str], set[int]] = {}
+    stale_books: dict[str, Snapshot] | None = None
 
 
 class VenueError(Exception):
@@ -176,8 +180,13 @@ class _Answers:
 
     def depth(self, arguments: dict[str, str]) -> object:
         symbol = self._history(arguments).symbol
-        update_id, bids, asks = self._source.depth(symbol, _limit(arguments, 100, 5_000))
-        return {"lastUpdateId": update_id, "bids": _levels(bids), "asks": _levels(asks)}
+        limit = _limit(arguments, 100, 5_000)
+        stale = self._trouble.stale_books
+        if stale is None:
+            update_id, bids, asks = self._source.depth(symbol, limit)
+        else:
+            update_id, bids, asks = stale.setdefault(symbol, self._source.depth(symbol, 5_000))
+        return {"lastUpdateId": update_id, "bids": _levels(bids[:limit]), "asks": _levels(asks[:limit])}
 
     def trades(self, arguments: dict[str, str]) -> object:
         history = self._history(arguments)

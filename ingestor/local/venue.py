@@ -21,6 +21,7 @@ from wsproto.utilities import RemoteProtocolError
 
 from ingestor.local import faults
 from ingestor.local.archive import ArchiveDesk
+from ingestor.local.history import join_windows
 from ingestor.local.ledger import Ledger
 from ingestor.local.protocol import BadPathError, Close, Ping, Rules, VenueConnection, shutdown_notice
 from ingestor.local.rest import Response, RestDesk, Source
@@ -76,7 +77,9 @@ class Feed(Source, Protocol):
 class Venue:
     """One venue; `serve` it on a port, or `run` it and `handle` streams of your own.
 
-    `ledger` holds what was produced and sent, `finished` is set when a recording was played and read to its end.
+    `ledger` holds what was produced and sent, `finished` is set when a recording was played and read to its end. With
+    `windows_differ`, every second connection gets depth diffs of two windows in one: the same changes, cut differently
+    on each connection, as seen on the venue (facts/binance.md §4).
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Venue:
         rules: Rules | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
         tick_s: float = 0.01,
+        windows_differ: bool = False,
     ) -> None:
         self.rules = rules or Rules()
         self.desk = RestDesk(source, self.rules)
@@ -98,6 +102,8 @@ class Venue:
         self._script = faults.Script(script)
         self._wall_ns = wall_ns
         self._tick_s = tick_s
+        self._windows_differ = windows_differ
+        self._wide = False
         self._sessions: dict[_Session, None] = {}
         self._listeners: dict[str, list[_Session]] = {}
         self._attempts: deque[float] = deque()
@@ -106,7 +112,8 @@ class Venue:
         self._repeats: dict[str, int] = {}
         self._fragments = 0
         self._refuse_mutely = False
-        self._refuse_until_s = self._mute_until_s = self._rest_fails_until_s = self._lag_until_s = -math.inf
+        self._refuse_until_s = self._mute_until_s = self._rest_fails_until_s = -math.inf
+        self._lag_until_s = self._stale_until_s = -math.inf
 
     @property
     def connections(self) -> int:
@@ -192,7 +199,8 @@ class Venue:
         except (BadPathError, RemoteProtocolError) as error:
             await stream.send_all(_encode(http, Response(400, str(error).encode())))
             return
-        session = _Session(stream, connection, websocket, self)
+        session = _Session(stream, connection, websocket, self, wide_windows=self._wide)
+        self._wide = self._windows_differ and not self._wide
         session.enqueue(websocket.send(events.AcceptConnection()))
         early, _ = http.trailing_data
         await self._attend(session, early)
@@ -274,6 +282,8 @@ class Venue:
             self.desk.trouble.answer = None
         if now >= self._lag_until_s:
             self.desk.trouble.lag_ms = 0
+        if now >= self._stale_until_s:
+            self.desk.trouble.stale_books = None
 
     def suffer(self, fault: Fault) -> None:  # noqa: C901, PLR0912 - a table: one case a fault
         """Let `fault` happen now, whatever its `at_s`."""
@@ -308,6 +318,9 @@ class Venue:
             case faults.FailRest(for_s=for_s, what=what):
                 self._rest_fails_until_s = now + for_s
                 self.desk.trouble.answer = faults.rest_answer(what, for_s, self._wall_ms())
+            case faults.StaleBooks(for_s=for_s):
+                self._stale_until_s = now + for_s
+                self.desk.trouble.stale_books = {}
             case faults.DamageArchive(downloads=downloads):
                 self.archive.damaged = downloads
             case faults.Lag(for_s=for_s, lag_ms=lag_ms):
@@ -319,7 +332,13 @@ class _Session:
     """One WebSocket client: a reader, a writer, and the queue between the venue and the writer."""
 
     def __init__(
-        self, stream: trio.abc.Stream, connection: VenueConnection, websocket: wsproto.WSConnection, venue: Venue
+        self,
+        stream: trio.abc.Stream,
+        connection: VenueConnection,
+        websocket: wsproto.WSConnection,
+        venue: Venue,
+        *,
+        wide_windows: bool,
     ) -> None:
         self.connection = connection
         self.listed: frozenset[str] = frozenset()
@@ -328,6 +347,8 @@ class _Session:
         self._stream = stream
         self._websocket = websocket
         self._venue = venue
+        self._wide_windows = wide_windows
+        self._open_windows: dict[str, Message] = {}
         self._queue: list[bytes] = []
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
@@ -351,6 +372,12 @@ class _Session:
         """Queue an event; return how many were queued."""
         if self.stalled_until_s > trio.current_time():
             return 0
+        if self._wide_windows and message.stream.endswith("@depth@100ms"):
+            earlier = self._open_windows.pop(message.stream, None)
+            if earlier is None or earlier.last + 1 != message.first:
+                self._open_windows[message.stream] = message
+                return 1  # it leaves with the next one
+            message = join_windows(earlier, message)
         payload = self.connection.wrap(message)
         self.enqueue(_fragments(payload) if fragmented else _frame(payload))
         return 1

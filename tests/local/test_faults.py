@@ -36,6 +36,7 @@ def test_chaos_is_the_same_for_the_same_seed() -> None:
     [
         ("internal", 500, -1000, None),
         ("busy", 503, -1008, None),
+        ("restricted", 451, 0, None),
         ("timeout", 408, -1007, None),
         ("limited", 429, -1003, "7"),
         ("banned", 418, -1003, "7"),
@@ -48,6 +49,13 @@ def test_rest_failures_look_like_the_venues(what: RestFailure, status: int, code
     body = msgspec.json.decode(answer.body)
     assert (answer.status, body["code"], dict(answer.headers).get("retry-after")) == (status, code, retry_after)
     assert what != "banned" or "8000" in body["msg"]
+
+
+def test_the_firewall_speaks_html() -> None:
+    """403 has no code to read."""
+    answer = rest_answer("forbidden", 1.0, 0)
+    assert answer is not None
+    assert (answer.status, answer.body[:6]) == (403, b"<html>")
 
 
 def test_mute_rest_has_no_answer() -> None:

@@ -193,3 +193,26 @@ def test_the_book_keeps_its_size(levels: int) -> None:
     _, bids, asks = market.depth("ABCEUR", 5_000)
     assert bids[0][0] < asks[0][0]
     assert before / 2 < len(bids) < before * 2
+
+
+def test_a_late_close_comes_between_updates_of_the_next_bar() -> None:
+    """Order by open time differs from order of arrival, and event times still never go back."""
+    streams = by_stream(watched_market(late_close_ms=3_500).advance(START_MS + 90_000))
+    bars = [(row["k"]["t"], row["k"]["x"]) for row in streams["btcusdt@kline_1m"]]
+    at = bars.index((bar_open_ms("1m", START_MS), True))
+    assert bars[at - 1][0] == bars[at][0] + 60_000
+    events = [row["E"] for row in streams["btcusdt@kline_1m"]]
+    assert events == sorted(events)
+
+
+def test_ids_can_begin_anew() -> None:
+    """Trades and update ids restart at small numbers, and the past is gone from REST."""
+    market = watched_market(orders_per_s=50)
+    market.advance(START_MS + 2_000)
+    market.restart_ids("BTCUSDT")
+    streams = by_stream(market.advance(START_MS + 4_000))
+    assert streams["btcusdt@trade"][0]["t"] == 0
+    assert streams["btcusdt@depth@100ms"][0]["U"] == 1
+    history = market.history("BTCUSDT")
+    assert history
+    assert history.fills[0].trade_id == 0

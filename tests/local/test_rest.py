@@ -211,6 +211,18 @@ def test_over_the_limit_429_then_a_ban_that_grows(market: Market) -> None:
     assert ping(later_ms + 300_000) == (200, None)
 
 
+def test_stale_books_are_given_until_that_is_over() -> None:
+    """The stream goes on, the snapshot does not."""
+    market = Market(("BTCUSDT",), start_ms=START_MS)
+    desk = RestDesk(market, Rules(), RestTrouble(stale_books={}))
+    before = get(desk, "depth", symbol="BTCUSDT", limit=7)
+    market.advance(START_MS + 5_000)
+    assert get(desk, "depth", symbol="BTCUSDT", limit=7) == before
+    assert len(before["bids"]) == 7
+    desk.trouble.stale_books = None
+    assert get(desk, "depth", symbol="BTCUSDT", limit=7)["lastUpdateId"] > before["lastUpdateId"]
+
+
 def test_trouble_answers_instead(market: Market) -> None:
     """A scripted answer comes whatever is asked."""
     desk = RestDesk(market, Rules(), RestTrouble(answer=Response(503, b"{}")))

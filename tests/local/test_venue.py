@@ -19,7 +19,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 from ingestor.core.claims import Intervals
 from ingestor.core.model import Subscription
 from ingestor.local import faults
-from ingestor.local.history import Bar
+from ingestor.local.history import Bar, Book
 from ingestor.local.market import Market
 from ingestor.local.protocol import Rules
 from ingestor.local.recording import Recording
@@ -67,11 +67,16 @@ class Box:
 
 @asynccontextmanager
 async def open_box(
-    *, script: Sequence[faults.Fault] = (), source: Any = None, orders_per_s: float = 20.0, **rules: Any
+    *,
+    script: Sequence[faults.Fault] = (),
+    source: Any = None,
+    orders_per_s: float = 20.0,
+    windows_differ: bool = False,
+    **rules: Any,
 ) -> AsyncGenerator[Box, None]:
     market = source or Market(("BTCUSDT", "ETHUSDT"), start_ms=BASE_MS, orders_per_s=orders_per_s)
     async with trio.open_nursery() as nursery:
-        venue = Venue(market, script=script, rules=Rules(**rules), wall_ns=wall_ns)
+        venue = Venue(market, script=script, rules=Rules(**rules), wall_ns=wall_ns, windows_differ=windows_differ)
         nursery.start_soon(venue.run)
         yield Box(venue, nursery)
         nursery.cancel_scope.cancel()
@@ -120,6 +125,25 @@ async def test_raw_and_combined_connections_get_the_same_events(autojump_clock: 
         wrapped = await box.connect("/stream?streams=btcusdt@trade/btcusdt@depth@100ms")
         bare = [await receive(raw) for _ in range(20)]
         assert [(await receive(wrapped))["data"] for _ in range(20)] == bare
+
+
+async def test_windows_may_be_cut_differently_on_each_connection(autojump_clock: MockClock) -> None:
+    """Both chains are whole and end in the same book, and hardly an event is the same."""
+    async with open_box(windows_differ=True) as box:
+        clients = [await box.connect("/ws/btcusdt@depth@100ms") for _ in range(2)]
+        await trio.sleep(5.0)
+        narrow, wide = [await receive_for(client, 0.001) for client in clients]
+        assert len(wide) == len(narrow) // 2
+        for rows in (narrow, wide):
+            assert all(earlier["u"] + 1 == later["U"] for earlier, later in pairwise(rows))
+        assert book_of(narrow[: 2 * len(wide)]) == book_of(wide)
+
+
+def book_of(rows: Sequence[Any]) -> tuple[dict[int, int], dict[int, int]]:
+    book = Book()
+    for row in rows:
+        book.apply(row["b"], row["a"], row["u"])
+    return book.bids, book.asks
 
 
 async def test_acks_interleave_and_the_ledger_agrees(autojump_clock: MockClock) -> None:
@@ -473,6 +497,18 @@ async def test_the_archive_is_served_beside_rest(autojump_clock: MockClock) -> N
         (_, _, damaged), (status, _, whole) = await box.get(path), await box.get(path)
         assert (status, damaged) == (200, whole[:-1])
         assert VenueUrls("ws://x", "http://x").archive_url == "http://x"
+
+
+async def test_a_stale_server_catches_up(autojump_clock: MockClock) -> None:
+    """The same snapshot for a while, then a fresh one."""
+    async with open_box(script=[faults.StaleBooks(1.0, 5.0)]) as box:
+        await box.connect("/ws/btcusdt@trade")
+        await trio.sleep(2.0)
+        first = (await box.get("/api/v3/depth?symbol=BTCUSDT"))[2]
+        await trio.sleep(2.0)
+        assert (await box.get("/api/v3/depth?symbol=BTCUSDT"))[2] == first
+        await trio.sleep(3.0)
+        assert (await box.get("/api/v3/depth?symbol=BTCUSDT"))[2] != first
 
 
 # -- recordings and sockets -------------------------------------------------------------------------------------------
