@@ -6,13 +6,13 @@ WORKDIR /src
 # What changes rarely comes first. Nothing is compiled here: every dependency is a wheel whose hash is known.
 COPY config/requirements.txt config/requirements-build.txt config/
 RUN python -m venv /opt/build && /opt/build/bin/pip install --quiet --require-hashes --only-binary=:all: -r config/requirements-build.txt
-RUN python -m venv --without-pip /opt/ingestor && python -m pip --python /opt/ingestor/bin/python install --quiet --require-hashes --only-binary=:all: -r config/requirements.txt
+RUN python -m venv --without-pip /opt/ingestor && /opt/build/bin/pip --python /opt/ingestor/bin/python install --quiet --require-hashes --only-binary=:all: -r config/requirements.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY config config
 COPY schemas schemas
 COPY ingestor ingestor
-RUN /opt/build/bin/python -m hatchling build -t wheel -d /opt/build/dist && python -m pip --python /opt/ingestor/bin/python install --quiet --no-deps --no-index /opt/build/dist/*.whl
+RUN /opt/build/bin/python -m hatchling build -t wheel -d /opt/build/dist && /opt/build/bin/pip --python /opt/ingestor/bin/python install --quiet --no-deps --no-index /opt/build/dist/*.whl
 RUN /opt/ingestor/bin/python -m compileall -q /opt/ingestor/lib
 
 FROM python:3.11-slim-bookworm
