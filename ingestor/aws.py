@@ -77,6 +77,16 @@ CODES: Final[dict[str, SinkFailure]] = {
     "SerializationException": "poison",
     "RequestEntityTooLarge": "poison",
     "413": "poison",
+    "ResourceNotFoundException": "configuration",
+    "AccessDeniedException": "configuration",
+    "KMSAccessDeniedException": "configuration",
+    "KMSDisabledException": "configuration",
+    "KMSInvalidStateException": "configuration",
+    "KMSNotFoundException": "configuration",
+    "KMSOptInRequired": "configuration",
+    "UnrecognizedClientException": "configuration",
+    "InvalidSignatureException": "configuration",
+    "ExpiredTokenException": "configuration",
 }
 
 # Failures without an answer: what to do, our code for it, whether the call may have been accepted. First match counts.

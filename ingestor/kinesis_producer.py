@@ -9,7 +9,7 @@ still held when time is up is counted and left unclaimed, so that the next task 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
@@ -143,21 +143,23 @@ class KinesisProducer:
             finally:
                 if not self._ended:
                     with trio.move_on_after(self._farewell_s, shield=True):
-                        self._take_rest(intake)
+                        self._ended = True
+                        self._admit_waiting(intake, math.inf)
                         await self._pump(intake)
 
     async def _pump(self, intake: BatchReceiver[EncodedBatch]) -> None:
         async with trio.open_nursery() as calls:
             while True:
                 now = trio.current_time()
-                self._start_calls(calls, now)
+                due_at = self._start_calls(calls, now)
                 if self._ended and not self._calls and self._is_over(now):
-                    return
+                    break
                 batch: EncodedBatch | None = None
-                with trio.CancelScope(deadline=self._due_at(now)) as self._waiting:
+                with trio.CancelScope(deadline=due_at) as self._waiting:
                     batch = await self._receive(intake)
                 if batch is not None:
-                    self._admit(batch)
+                    self._lanes.add(batch.records, batch.received_s, trio.current_time())
+                    self._admit_waiting(intake, self._held_max_bytes)
 
     async def _receive(self, intake: BatchReceiver[EncodedBatch]) -> EncodedBatch | None:
         """Wait for a batch, as long as there is room for one; a call that returns ends the wait in any case."""
@@ -169,31 +171,25 @@ class KinesisProducer:
             self._ended = True
             return None
 
-    def _take_rest(self, intake: BatchReceiver[EncodedBatch]) -> None:
-        self._ended = True
-        try:
-            while True:
-                self._admit(intake.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return
-
-    def _admit(self, batch: EncodedBatch) -> None:
-        self._lanes.add(batch.records, batch.received_s, trio.current_time())
+    def _admit_waiting(self, intake: BatchReceiver[EncodedBatch], held_max_bytes: float) -> None:
+        """Take what is in the channel already, as far as there is room: one look at what can start serves it all."""
+        now = trio.current_time()
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while self._lanes.held_bytes < held_max_bytes:
+                batch = intake.receive_nowait()
+                self._lanes.add(batch.records, batch.received_s, now)
         self._note_held()
 
-    def _start_calls(self, calls: trio.Nursery, now: float) -> None:
-        while self._may_call(now) and (call := self._lanes.take(now, at_once=self._ended)):
+    def _start_calls(self, calls: trio.Nursery, now: float) -> float:
+        """Start what can start now; return when the next one can, unless a batch or a call comes before."""
+        while (due_at := self._due_at(now)) <= now:
             self._breaker.start()
             self._note_breaker()
             self._calls += 1
-            calls.start_soon(self._carry, call)
-
-    def _may_call(self, now: float) -> bool:
-        waits_until = max(self._breaker.allows_at, self._paused_until)
-        return self._calls < self._calls_in_flight and waits_until <= now < self._last_put_at
+            calls.start_soon(self._carry, self._lanes.take(now, at_once=self._ended))
+        return due_at
 
     def _due_at(self, now: float) -> float:
-        """When a call can start that cannot start now, unless a batch arrives or a call returns before."""
         if self._calls == self._calls_in_flight or now >= self._last_put_at:
             return math.inf
         due_at = max(self._lanes.due_at(at_once=self._ended), self._breaker.allows_at, self._paused_until)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -287,7 +288,7 @@ def test_claims_of_neighbouring_ids_are_joined_by_subscription() -> None:
     """A record without a claim proves nothing, a jump begins another claim."""
     lanes = make_lanes(adaptive=True)
     snapshot = EncodedRecord(BTC, b"0", None)
-    lanes.add([*records(BTC, 1, 2), *records(ETH, 9), snapshot, *records(BTC, 3, 7, 8)], 0.0, 0.0)
+    lanes.add([*records(BTC, 1, 2), *records(ETH, 9), snapshot, *records(BTC, 3, 2, 7, 8)], 0.0, 0.0)
     claims = claims_of(lanes.take(0.0))
     btc, eth = Subscription(BTC, "trade"), Subscription(ETH, "trade")
     assert sorted(claims) == [Claim(btc, 1, 3), Claim(btc, 7, 8), Claim(eth, 9, 9)]
@@ -316,6 +317,23 @@ def test_lane_points_are_spread_evenly_and_no_shard_ends_there(count: int) -> No
     assert [point * count >> 128 for point in points] == list(range(count))
     ends = {((shard + 1) << 128) // shards - 1 for shards in range(1, 65) for shard in range(shards)}
     assert not ends & set(points)
+
+
+@given(
+    cuts=st.sets(st.integers(1, (1 << 128) - 1), max_size=20),
+    keys=st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=30),
+    count=st.integers(1, 16),
+)
+def test_no_split_of_the_stream_makes_a_consumer_throw_a_blob_away(cuts: set[int], keys: list[str], count: int) -> None:
+    """KCL drops a blob if one record inside hashes to another shard; here all hash to where the blob went."""
+    lanes = make_lanes(count, adaptive=True)
+    lanes.add([EncodedRecord(key, b"data", None) for key in keys], 0.0, 0.0)
+    ends = sorted(cuts)
+    for parcel in lanes.take(0.0):
+        shard = bisect(ends, int(parcel.entry.explicit_hash_key or ""))
+        for record in disaggregate(parcel.entry.data, parcel.entry.partition_key):
+            if len(parcel.records) > 1:  # a lone one travels raw, and nobody asks what it hashes to
+                assert bisect(ends, int(record.explicit_hash_key or "")) == shard
 
 
 @given(keys=st.lists(st.text(min_size=1), unique=True, max_size=20), count=st.integers(1, 256))
