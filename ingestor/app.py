@@ -229,6 +229,7 @@ class Line:
     def __init__(self, service: Service, subscriptions: Sequence[Subscription]) -> None:
         self.service = service
         self.subscriptions = subscriptions
+        self.stopped_s: float | None = None  # when the grace began: sources take time to end
         self.coverage = Coverage()
         self.intake = Intake(subscriptions)
         self.ends = self._open_channels()
@@ -268,7 +269,7 @@ class Line:
                     except Exception as error:  # whatever it is, what was received is delivered first
                         log.exception("source_failed")
                         crash = error
-                stopped_s = trio.current_time()
+                stopped_s = self.stopped_s or trio.current_time()
                 self.service.board.stopping = True
                 self.producer.last_put_at(stopped_s + plan.last_put_s)
                 delivery.cancel_scope.deadline = stopped_s + plan.delivery_s
@@ -287,6 +288,7 @@ class Line:
             if self.service.config.heartbeat.resume:
                 sources.start_soon(self._resume)
             await stop.wait()
+            self.stopped_s = trio.current_time()
             sources.cancel_scope.cancel()
 
     async def _serialize(self) -> None:

@@ -1,0 +1,187 @@
+"""The whole service in one process: what comes in goes out, and it stops in the order it should."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import trio
+
+from ingestor import app
+from ingestor.core.errors import ConfigError
+from ingestor.core.model import Subscription
+from ingestor.local.proof import prove
+from ingestor.serializer import decode_heartbeat
+from tests.fakes.world import MemoryWorld, config_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from ingestor.config import Config
+    from ingestor.core.model import PutEntry
+
+
+async def run_line(config: Config, world: MemoryWorld, stop: trio.Event) -> app.Line:
+    """Run the line without its observers, which need real sockets."""
+    service = app.Service(config, world.as_seen_by_a_service())
+    async with service.rest:
+        line = app.Line(service, await service.find_subscriptions(stop))
+        await line.run(stop)
+    return line
+
+
+async def run_for(seconds: float, config: Config, world: MemoryWorld) -> app.Line:
+    """Run the line for some virtual seconds and drain it."""
+    stop = trio.Event()
+    lines: list[app.Line] = []
+
+    async def live() -> None:
+        lines.append(await run_line(config, world, stop))
+
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(live)
+        await trio.sleep(seconds)
+        stop.set()
+    return lines[0]
+
+
+async def test_everything_the_venue_sent_is_delivered_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Trades, diffs and bars of a quiet minute: nothing missing, nothing twice, order kept, snapshot included."""
+    world = MemoryWorld(["BTCUSDT", "ETHUSDT"])
+    line = await run_for(65, config_for(world, tmp_path), world)
+    report = world.audit()
+    assert report.is_complete
+    assert {each.kind for each in report.streams} == {"trade", "depth", "kline_1m"}
+    assert sum(each.duplicates + each.disordered + each.declared_ids for each in report.streams) == 0
+    assert all(each.snapshots for each in report.streams if each.kind == "depth")
+    # What came in went out, to the last message that was read before the stop.
+    next_ids = line.intake.next_ids()
+    marks = line.coverage.watermarks()
+    assert {each: mark + 1 for each, mark in marks.items()} == next_ids
+
+
+async def test_the_last_heartbeat_says_final_and_carries_everything(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A clean stop is written down, so that the next task need not wait for this one."""
+    world = MemoryWorld()
+    line = await run_for(20, config_for(world, tmp_path), world)
+    beats = [decode_heartbeat(record.data) for record in world.beats.records()]
+    assert [beat["final"] for beat in beats].index(True) == len(beats) - 1
+    trades = next(entry for entry in beats[-1]["entries"] if entry["kind"] == "trade")
+    assert trades["covered"][-1]["last"] == line.coverage[Subscription("BTCUSDT", "trade")].watermark
+    assert beats[-1]["components"]["kinesis"] == "closed"
+
+
+async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What happened between two tasks is fetched: trades and bars exactly, depth declared and seeded again."""
+    world = MemoryWorld()
+    config = config_for(world, tmp_path, resume=True)
+    await run_for(30, config, world)
+    async with world.alive():
+        await trio.sleep(20)
+    await run_for(60, config, world)
+    report = world.audit()
+    assert report.is_complete
+    by_kind = {each.kind: each for each in report.streams}
+    assert len(by_kind["trade"].delivered) == 1
+    assert by_kind["trade"].declared_ids == 0
+    assert [hole.reason for hole in by_kind["depth"].declared] == ["disconnected"]
+    assert any("historicalTrades" in request for request in world.rest_requests)
+    produced = {name: account.produced for name, account in world.venue.ledger.items() if name.kind == "trade"}
+    assert all(row.missing <= 1 for row in prove(produced, report))  # at most the trade that came with the stop
+
+
+async def test_a_bug_in_a_source_ends_the_service_after_the_line_is_drained(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was received before the crash is delivered and written down, then the error is raised."""
+    world = MemoryWorld()
+    lines: list[app.Line] = []
+
+    async def fail(line: app.Line) -> None:
+        lines.append(line)
+        await trio.sleep(10)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(app.Line, "_check_world", fail)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.alive():
+            await run_line(config_for(world, tmp_path), world, trio.Event())
+    assert caught.group_contains(ZeroDivisionError)
+    marks = lines[0].coverage.watermarks()
+    assert {each: mark + 1 for each, mark in marks.items()} == lines[0].intake.next_ids()
+    assert decode_heartbeat(world.beats.records()[-1].data)["final"]
+
+
+async def test_selectors_wait_for_the_venues_list(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """`all:USDT` becomes the symbols that are traded now."""
+    world = MemoryWorld(["BTCUSDT", "ETHUSDT", "ETHBTC"])
+    config = config_for(world, tmp_path)
+    config = config.model_copy(update={"binance": config.binance.model_copy(update={"symbols": ("all:USDT",)})})
+    line = await run_for(5, config, world)
+    assert {each.symbol for each in line.subscriptions} == {"BTCUSDT", "ETHUSDT"}
+
+
+async def test_a_venue_that_trades_nothing_of_what_is_asked_is_a_mistake_of_configuration(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Every unknown name is said; a service without any symbol does not pretend to run."""
+    world = MemoryWorld(["BTCUSDT"])
+    config = config_for(world, tmp_path)
+    config = config.model_copy(update={"binance": config.binance.model_copy(update={"symbols": ("all:XYZ",)})})
+    service = app.Service(config, world.as_seen_by_a_service())
+    async with service.rest:
+        with pytest.raises(ConfigError, match=r"binance\.symbols: the venue trades none of all:XYZ"):
+            await service.traded(config.binance.symbols)
+
+
+async def test_the_service_answers_probes_until_the_end(tmp_path: Path) -> None:
+    """Ready once data is acknowledged, not ready from the first instant of a stop, gone afterwards. On real sockets."""
+    world = MemoryWorld()
+    config = config_for(world, tmp_path, batch={"flush_interval_s": 0.05})
+    stop, hold, held, go_on = trio.Event(), trio.Event(), trio.Event(), trio.Event()
+
+    async def pause(_entries: Sequence[PutEntry]) -> None:
+        if hold.is_set():
+            held.set()
+            await go_on.wait()
+
+    world.data.before_put = pause
+    async with world.alive(), trio.open_nursery() as nursery, httpx.AsyncClient() as http:
+        url = await nursery.start(app.serve, config, world.as_seen_by_a_service(), stop)
+        assert (await http.get(f"{url}/live")).status_code == 200
+        with trio.fail_after(10):
+            while (await http.get(f"{url}/ready")).status_code != 200:  # noqa: ASYNC110 - asked from outside
+                await trio.sleep(0.02)
+            status = (await http.get(f"{url}/status")).json()
+            assert status["details"]["line"]["subscriptions"] == 3
+            assert b"messages_received_total" in (await http.get(f"{url}/metrics")).content
+            hold.set()
+            await held.wait()
+        stop.set()
+        assert (await http.get(f"{url}/ready")).status_code == 503
+        assert (await http.get(f"{url}/live")).status_code == 200
+        go_on.set()
+    with pytest.raises(OSError, match="failed"):
+        await trio.open_tcp_stream("127.0.0.1", httpx.URL(url).port or 0)
+
+
+async def test_the_first_signal_stops_and_the_second_one_ends_the_process() -> None:
+    """An impatient second SIGTERM does not wait for the drain, also as the first process of a container."""
+    stop = trio.Event()
+    exits: list[int] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(app.obey_signals, stop, exits.append)
+        signal.raise_signal(signal.SIGTERM)
+        with trio.fail_after(5):
+            await stop.wait()
+        signal.raise_signal(signal.SIGTERM)
+        with trio.fail_after(5):
+            while not exits:  # noqa: ASYNC110 - the handler has nobody to tell
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    assert exits == [128 + signal.SIGTERM]
