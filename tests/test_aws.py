@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+import trio
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 
 async def inline(fn: Callable[[], T], /) -> T:
+    await trio.lowlevel.checkpoint()
     return fn()
 
 
