@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import structlog
 import trio
-from prometheus_client import CollectorRegistry
 
 from ingestor import __version__, health_check, logs
 from ingestor.channels import open_batch_channel
@@ -38,7 +37,7 @@ from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.holes import HoleBook
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.loop_watch import watch_loop
-from ingestor.metrics import Metrics
+from ingestor.metrics import open_metrics
 from ingestor.reader import StreamReader
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
@@ -142,7 +141,7 @@ class Service:
         self.started_s = trio.current_time()
         self.started_ms = world.wall_ns() // 1_000_000
         self.board = HealthBoard(since_s=self.started_s)
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = open_metrics()
         self.rates = RollingRates()
         self.holes = HoleBook(self.metrics)
         self.details: dict[str, Callable[[], Any]] = {"holes": self.holes.newest}

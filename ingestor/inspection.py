@@ -13,7 +13,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
-from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,7 +21,7 @@ from ingestor.aws import KinesisApi, StreamClient, make_kinesis_client
 from ingestor.core.audit import Audit, AuditReport, Difference, compare
 from ingestor.core.claims import Intervals, claim_of, kline_open_ms, kline_ordinal, subscription_of
 from ingestor.core.errors import DecodeError
-from ingestor.metrics import Metrics
+from ingestor.metrics import open_metrics
 from ingestor.reader import LATEST, OLDEST, ReadRecord, ShardPage, StreamReader, Unreadable, decode_page, since
 from ingestor.rest_client import RestClient
 from ingestor.serializer import Serializer, decode_heartbeat
@@ -50,7 +49,7 @@ def open_reader(settings: Kinesis, stream: str) -> StreamReader:
 
 def open_rest(settings: Binance) -> RestClient:
     """Make a client of the venue for a person who waits; use it with `async with`."""
-    metrics = Metrics(CollectorRegistry())
+    metrics = open_metrics()
     random = Random()  # noqa: S311 - spreads retries, keeps no secret
     return RestClient(settings.rest_url, settings.rest, metrics=metrics, wall_ns=time.time_ns, random=random)
 

@@ -303,6 +303,11 @@ class Metrics:
         return {name: fill() for name, fill in self._at_scrape.channels.items()}
 
 
+def open_metrics() -> Metrics:
+    """Make metrics on a registry of their own."""
+    return Metrics(CollectorRegistry())
+
+
 def value_of(metric: Collector) -> float:
     """Sum the values of a counter or gauge over its labels."""
     return sum(
