@@ -153,20 +153,20 @@ class HeartbeatWriter:
     async def _beat(self, origins: Sequence[Subscription] | None = None, *, final: bool = False) -> bool:
         """Write one beat about everything, or about `origins` alone; return whether all of it was accepted."""
         number, self._number = self._number, self._number + 1
-        parts = split(list(self._coverage) if origins is None else origins)
+        names = list(self._coverage) if origins is None else origins
+        written = self._origins.intersection(names)
+        parts = split(names)
         key = f"{self._author.instance}/" if origins is None else f"{self._author.instance}/{number}/"
         for start in range(0, len(parts), PARTS_PER_PUT):
             speaking = parts[start : start + PARTS_PER_PUT]
-            written = self._origins.intersection(name for names in speaking for name in names)
             entries = []
-            for offset, names in enumerate(speaking):
-                part = start + offset
-                data = self._encode(beat_to_avro(self._part(names, number, part, len(parts), final=final)))
+            for part, of_part in enumerate(speaking, start):
+                data = self._encode(beat_to_avro(self._part(of_part, number, part, len(parts), final=final)))
                 entries.append(PutEntry(data, f"{key}{part}", None))
                 await trio.lowlevel.checkpoint()  # a part takes milliseconds, and the whole market has many
             if not await self._put(entries):
                 return False
-            self._note_written(written)
+        self._note_written(written)
         return True
 
     def _part(self, names: Sequence[Subscription], number: int, part: int, parts: int, *, final: bool) -> Beat:

@@ -106,6 +106,7 @@ class TestWriting:
         assert {(beat.beat, beat.parts, beat.final) for beat in beats} == {(0, 45, True)}
         assert [beat.part for beat in beats] == list(range(45))
         assert len(writing.accepted()) == 9_000
+        assert writing.outcomes() == {"acknowledged": 1, "failed": 0}
 
     async def test_a_failed_beat_is_followed_by_a_fresh_one(self, autojump_clock: MockClock) -> None:
         """Whole calls and single parts; one log line for the outage, one for its end, and the age tells the rest."""

@@ -284,7 +284,9 @@ class Resume:
             is_restarted = _is_restart(subscription, live, found)
             self._coverage.inherit(subscription, found, is_restarted=is_restarted)
         entry = self._coverage[subscription]
-        return Resumed(subscription, entry.missing(live.first_id - 1), is_first_start=False, is_restarted=is_restarted)
+        is_same = entry.generation == found.generation  # ids may also have begun again while this task searched
+        missing = entry.missing(live.first_id - 1) if is_same else Intervals()
+        return Resumed(subscription, missing, is_first_start=False, is_restarted=is_restarted)
 
 
 def _is_restart(subscription: Subscription, live: _Live, found: Entry) -> bool:

@@ -307,6 +307,15 @@ class TestRestartOfIds:
         [resumed] = start.read()
         assert resumed.is_restarted is False
 
+    def test_ids_that_begin_again_during_the_search_are_not_mixed_up(self) -> None:
+        """The first live id was one of the old ids; there is nothing to fetch below it any more."""
+        start = Start().begin(900, event_ms=900)
+        start.coverage.restart(TRADES, 5)
+        start.coverage.acknowledge([Claim(TRADES, 5, 6)])
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 700), generation=2, last_ms=800)}), 60.0, 0.0)
+        assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False)]
+        assert start.coverage[TRADES] == entry(5, (5, 6), generation=3)
+
     def test_a_book_that_began_again_is_seen(self) -> None:
         """Times are further apart than connections can be."""
         start = Start(DEPTH).begin(5, DEPTH, event_ms=10_801)
