@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
 from ingestor.local.rest import Response, error_body
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Disconnect(Struct, frozen=True):
@@ -181,37 +180,50 @@ class Script:
     """Faults in the order of their times; each is handed out once."""
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
-        self._waiting = sorted(faults, key=lambda fault: fault.at_s)
+        self._waiting = deque(sorted(faults, key=lambda fault: fault.at_s))
 
     def due(self, elapsed_s: float) -> list[Fault]:
         """Take out what is due `elapsed_s` after the first subscription."""
-        count = sum(fault.at_s <= elapsed_s for fault in self._waiting)
-        due, self._waiting = self._waiting[:count], self._waiting[count:]
+        due: list[Fault] = []
+        while self._waiting and self._waiting[0].at_s <= elapsed_s:
+            due.append(self._waiting.popleft())
         return due
 
 
-def chaos(seed: int, streams: Sequence[str], duration_s: float, *, every_s: float = 5.0) -> list[Fault]:
-    """Draw survivable faults, about one per `every_s`; the first and last tenth of `duration_s` are quiet."""
+def chaos(seed: int, streams: Sequence[str], duration_s: float, *, every_s: float = 3.0) -> list[Fault]:
+    """Draw survivable faults, about one per `every_s`; the first and last tenth of `duration_s` are quiet.
+
+    Kinds are dealt like cards, so that a short run sees many of them.
+    """
     rng = Random(seed)  # noqa: S311 - a reproducible schedule, not a secret
     faults: list[Fault] = []
+    deck: list[_Draw] = []
     at_s = duration_s / 10
     while (at_s := at_s + rng.uniform(0.5, 1.5) * every_s) < duration_s * 0.9:
-        faults.append(_draw(rng, at_s, rng.choice(streams)))
+        if not deck:
+            deck = rng.sample(_DECK, len(_DECK))
+        faults.append(deck.pop()(rng, at_s, rng.choice(streams)))
     return faults
 
 
-def _draw(rng: Random, at_s: float, stream: str) -> Fault:
-    brief_s = rng.uniform(0.5, 3.0)
-    choices: tuple[tuple[int, Fault], ...] = (
-        (4, Disconnect(at_s, rng.choice(("all", "oldest")))),
-        (1, Refuse(at_s, brief_s)),
-        (4, Skip(at_s, stream, rng.randint(1, 20))),
-        (4, Repeat(at_s, stream, rng.randint(1, 20))),
-        (2, Fragment(at_s, rng.randint(1, 5))),
-        (2, Inject(at_s, rng.choice(("invalid_json", "unknown_event")))),
-        (2, Shutdown(at_s, brief_s)),
-        (1, Stall(at_s, brief_s)),
-        (2, FailRest(at_s, brief_s, rng.choice(("internal", "busy", "timeout", "limited")))),
-        (2, Lag(at_s, brief_s, rng.randint(200, 2_000))),
-    )
-    return rng.choices([fault for _, fault in choices], [weight for weight, _ in choices])[0]
+_Draw: TypeAlias = Callable[[Random, float, str], Fault]
+
+_DECK: Final[Sequence[_Draw]] = (
+    lambda _, at_s, __: Disconnect(at_s),
+    lambda _, at_s, __: Disconnect(at_s, "oldest"),
+    lambda rng, at_s, _: Refuse(at_s, _brief(rng)),
+    lambda rng, at_s, stream: Skip(at_s, stream, rng.randint(1, 20)),
+    lambda rng, at_s, stream: Skip(at_s, stream, rng.randint(1, 20)),
+    lambda rng, at_s, stream: Repeat(at_s, stream, rng.randint(1, 20)),
+    lambda rng, at_s, _: Fragment(at_s, rng.randint(1, 5)),
+    lambda rng, at_s, _: Inject(at_s, rng.choice(("invalid_json", "unknown_event"))),
+    lambda rng, at_s, _: Shutdown(at_s, _brief(rng)),
+    lambda rng, at_s, _: Stall(at_s, _brief(rng)),
+    lambda rng, at_s, _: FailRest(at_s, _brief(rng), rng.choice(("internal", "busy", "timeout", "limited"))),
+    lambda rng, at_s, _: Lag(at_s, _brief(rng), rng.randint(200, 2_000)),
+    lambda rng, at_s, _: StaleBooks(at_s, _brief(rng)),
+)
+
+
+def _brief(rng: Random) -> float:
+    return rng.uniform(0.5, 3.0)

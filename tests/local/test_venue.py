@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BASE_MS = 1_790_000_040_000
 TRADES = Subscription("BTCUSDT", "trade")
-DEPTH = Subscription("BTCUSDT", "depth")
 
 
 def wall_ns() -> int:
