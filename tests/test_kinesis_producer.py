@@ -141,6 +141,17 @@ async def test_the_end_of_input_sends_everything_at_once(autojump_clock: MockClo
     assert bench.claims == [Claim(TRADES, 1, 1)]
 
 
+async def test_a_record_that_proves_nothing_is_delivered_without_a_claim(autojump_clock: MockClock) -> None:
+    """A snapshot, or a bar that is not closed yet."""
+    acknowledged: list[Sequence[Claim]] = []
+    bench = Bench(FakeKinesis())
+    bench.producer._on_acknowledged = acknowledged.append
+    async with bench.running() as sender:
+        await sender.send(EncodedBatch([EncodedRecord("BTCUSDT", b"snapshot", None)], 0.0, 8))
+    assert bench.kinesis.stored_by_key() == {"BTCUSDT": [b"snapshot"]}
+    assert acknowledged == []
+
+
 async def test_under_load_few_big_calls_are_under_way(autojump_clock: MockClock) -> None:
     """What gathers while the calls are out goes into the next ones, and a lane is never in two."""
     bench = Bench(FakeKinesis(latency_s=1.0), **ADAPTIVE, lanes=8)
