@@ -1,0 +1,136 @@
+"""Part (b): encoding. CPU time per record of the compiled encoder and of fastavro, for the same records.
+
+fastavro is measured twice: as one would write it, with a Decimal made of every text, and in its best case, with dicts
+made beforehand whose decimals are bytes already, so that nothing but its writer is timed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from decimal import Decimal
+from functools import partial
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import fastavro
+
+from ingestor.core.binance import DepthEvent, TradeEvent, decode_message, depth_record, kline_record, trade_record
+from ingestor.resources import read_schema
+from ingestor.serializer import SINGLE_OBJECT, Serializer
+from tests.benchmarks.feed import SYMBOLS, Stream, in_turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingestor.core.model import MarketData
+
+RECORDS = 2_000
+ROUNDS = 5
+MIX = ("trade", "depth", "kline")
+NAMES = {"trade": "trade", "depth": "depth@100ms", "kline": "kline_1m"}
+
+
+def records_of(kinds: Sequence[str]) -> list[MarketData]:
+    """Return records as the line makes them out of messages of the feed."""
+    names = [f"{symbol.lower()}@{NAMES[kind]}" for kind in kinds for symbol in SYMBOLS[:20]]
+    streams = [Stream(name, seed) for seed, name in enumerate(names)]
+    turns = in_turn(streams) if len(kinds) > 1 else cycle(streams)
+    now_ms = time.time_ns() // 1_000_000
+    return [record_of(stream.message(now_ms), now_ms * 1000) for stream in islice(turns, RECORDS)]
+
+
+def record_of(message: bytes, received_us: int) -> MarketData:
+    """Return the record of one message."""
+    event = decode_message(message).data
+    if isinstance(event, TradeEvent):
+        return trade_record(event, received_us)
+    if isinstance(event, DepthEvent):
+        return depth_record(event, received_us, event.bids[0][0], event.asks[0][0])
+    return kline_record(event, received_us)
+
+
+def fields_of(record: MarketData, decimal: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what fastavro wants: dicts, with every decimal made by `decimal`."""
+    fields = {name: getattr(record, name) for name in record.__struct_fields__}
+    for name in ("price", "volume", "bid_price", "ask_price"):
+        if fields[name] is not None:
+            fields[name] = decimal(fields[name])
+    if record.trade is not None:
+        fields["trade"] = {"trade_id": record.trade.trade_id, "buyer_is_maker": record.trade.buyer_is_maker}
+    if record.depth is not None:
+        sides = {side: getattr(record.depth, side) for side in ("bids", "asks")}
+        fields["depth"] = {name: getattr(record.depth, name) for name in record.depth.__struct_fields__} | {
+            side: [{"price": decimal(price), "quantity": decimal(quantity)} for price, quantity in levels]
+            for side, levels in sides.items()
+        }
+    if record.kline is not None:
+        bar = {name: getattr(record.kline, name) for name in record.kline.__struct_fields__}
+        texts = ("open", "high", "low", "close", "volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume")
+        fields["kline"] = bar | {name: decimal(bar[name]) for name in texts}
+    return fields
+
+
+def unscaled_bytes(text: str) -> bytes:
+    """Return the bytes of a decimal of scale 8, as short as they can be."""
+    number = int(Decimal(text).scaleb(8))
+    return number.to_bytes(number.bit_length() // 8 + 1, signed=True)
+
+
+def without_logical_types(schema: Any) -> Any:
+    """Return the schema with plain bytes in the place of decimals."""
+    if isinstance(schema, list):
+        return [without_logical_types(each) for each in schema]
+    if isinstance(schema, dict):
+        return {name: without_logical_types(each) for name, each in schema.items() if name != "logicalType"}
+    return schema
+
+
+def write(schema: Any, fields: dict[str, Any]) -> bytes:
+    """Encode with fastavro."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, fields)
+    return out.getvalue()
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Return CPU microseconds per record: by kind of record, then by way."""
+    encode = Serializer().encode
+    text = read_schema("market_data")
+    with_decimals = fastavro.parse_schema(json.loads(text), named_schemas={})
+    with_bytes = fastavro.parse_schema(without_logical_types(json.loads(text)), named_schemas={})
+    results = {}
+    for name, kinds in {**{kind: (kind,) for kind in MIX}, "market mix": MIX}.items():
+        records = records_of(kinds)
+        prepared = [fields_of(record, unscaled_bytes) for record in records]
+        for record, fields in zip(records, prepared, strict=True):
+            assert encode(record)[len(SINGLE_OBJECT) + 8 :] == write(with_bytes, fields)
+        results[name] = fastest(
+            {
+                "compiled encoder (ours)": partial(each, encode, records),
+                "fastavro, ready-made bytes": partial(each, partial(write, with_bytes), prepared),
+                "fastavro, Decimal": partial(
+                    each, lambda record: write(with_decimals, fields_of(record, Decimal)), records
+                ),
+            }
+        )
+    return results
+
+
+def each(function: Callable[[Any], object], items: Sequence[Any]) -> None:
+    """Call `function` with every item."""
+    for item in items:
+        function(item)
+
+
+def fastest(ways: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Run every way a few times in turn; return its best CPU time per record, in microseconds."""
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            started_s = time.process_time()
+            way()
+            cpu_us = (time.process_time() - started_s) / RECORDS * 1e6
+            best[name] = min(cpu_us, best.get(name, cpu_us))
+    return best

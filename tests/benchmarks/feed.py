@@ -1,0 +1,227 @@
+"""A venue that only sends, as fast as it is read or at a given rate; a process of its own, which costs nobody else.
+
+One port for everything. WebSocket: the handshake, an acknowledgement for every SUBSCRIBE, then messages. HTTP: the
+little REST that the service asks for, `/state` (how many streams were subscribed) and `/go?messages=N&rate=R`, which
+starts the sending. With `--blast` the same prepared frames are sent again and again from the handshake on: for
+receivers that only count.
+
+Run it as `python -m tests.benchmarks.feed [--blast]`; its first line of output is the port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from contextlib import suppress
+from itertools import count, cycle, islice
+from random import Random
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+HANDSHAKE_KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+SYMBOLS = tuple(f"COIN{n}USDT" for n in range(1000))  # what is traded here
+CHUNK_MESSAGES = 200
+LEVELS = 6  # of a depth event, both sides together (architecture.md §9)
+POOL = 4096  # distinct prices a symbol moves among, and quantities
+FIRST_ID = 1_000_000_000
+TRADE = b'{"stream":"%b@trade","data":{"e":"trade","E":%d,"s":"%b","t":%d,"p":"%b","q":"%b","T":%d,"m":true,"M":true}}'
+DEPTH = b'{"stream":"%b@depth@100ms","data":{"e":"depthUpdate","E":%d,"s":"%b","U":%d,"u":%d,"b":[%b],"a":[%b]}}'
+KLINE = (
+    b'{"stream":"%b@kline_1m","data":{"e":"kline","E":%d,"s":"%b","k":{"t":%d,"T":%d,"s":"%b","i":"1m","f":%d,"L":%d,'
+    b'"o":"%b","c":"%b","h":"%b","l":"%b","v":"1093.58000000","n":1024,"x":%b,"q":"10870.17000000",'
+    b'"V":"531.14000000","Q":"5279.41000000","B":"0"}}}'
+)
+
+
+def frame(payload: bytes) -> bytes:
+    """Wrap a text message as a server does: not masked."""
+    if len(payload) < 126:
+        return bytes((0x81, len(payload))) + payload
+    return b"\x81\x7e" + len(payload).to_bytes(2) + payload
+
+
+class Stream:
+    """One stream of one symbol, with ids that have no hole; prices and quantities come from a pool, as real ones do."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name = name
+        symbol, _, self.kind = name.partition("@")
+        self._stream_symbol, self.symbol = symbol.encode(), symbol.upper().encode()
+        random = Random(seed)
+        self._prices = cycle([b"%d.%02d000000" % (60_000 + random.randrange(99), n % 100) for n in range(POOL)])
+        self._quantities = cycle([b"0.%05d000" % random.randrange(1, 100_000) for _ in range(POOL)])
+        self.id = FIRST_ID
+        self._opened = 0
+
+    def message(self, now_ms: int) -> bytes:
+        """Return the next message of this stream."""
+        self.id += 1
+        if self.kind == "trade":
+            price, quantity = next(self._prices), next(self._quantities)
+            return TRADE % (self._stream_symbol, now_ms, self.symbol, self.id, price, quantity, now_ms)
+        if self.kind.startswith("depth"):
+            bids, asks = self._levels(), self._levels()
+            return DEPTH % (self._stream_symbol, now_ms, self.symbol, self.id, self.id, bids, asks)
+        opened, self._opened = self._opened, now_ms - now_ms % 60_000
+        is_closed = b"true" if 0 < opened < self._opened else b"false"
+        opened = opened or self._opened
+        ids = (self.id, self.id + 9)
+        prices = islice(self._prices, 4)
+        bar = (opened, opened + 59_999, self.symbol, *ids, *prices, is_closed)
+        return KLINE % (self._stream_symbol, now_ms, self.symbol, *bar)
+
+    def _levels(self) -> bytes:
+        pairs = zip(self._prices, self._quantities, strict=False)
+        return b",".join([b'["%b","%b"]' % pair for pair in islice(pairs, LEVELS // 2)])
+
+
+def in_turn(streams: Sequence[Stream]) -> Iterator[Stream]:
+    """Yield streams for ever: in turn if all are of a kind, else 40 % trades, 45 % depth events, 15 % bars."""
+    kinds = {kind: [each for each in streams if each.kind.startswith(kind)] for kind in ("trade", "depth", "kline")}
+    if len(streams) == len(kinds["trade"]):
+        return cycle(streams)
+    turns = {kind: cycle(members) for kind, members in kinds.items()}
+    pattern = ["trade"] * 8 + ["depth"] * 9 + ["kline"] * 3
+    Random(1).shuffle(pattern)
+    return (next(turns[kind]) for kind in cycle(pattern))
+
+
+class Feed:
+    """Everything that the connections share."""
+
+    def __init__(self, *, blast: bool) -> None:
+        self._blast = blast_frames() if blast else b""
+        self._streams: dict[str, Stream] = {}
+        self._go: asyncio.Future[tuple[int, float]] = asyncio.get_running_loop().create_future()
+        self.sent = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection, whichever kind it is."""
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                target = head.split(b" ", 2)[1].decode()
+                fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+                if fields.get(b"upgrade", b"") == b"websocket":
+                    return await self._serve_websocket(reader, writer, target, head)
+                body = json.dumps(self._rest(target)).encode()
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+                )
+                writer.write(body)
+                await writer.drain()
+
+    def _rest(self, target: str) -> Any:
+        parts = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        match parts.path:
+            case "/go":
+                self._go.set_result((int(query["messages"]), float(query["rate"])))
+                return {}
+            case "/state":
+                return {"streams": len(self._streams), "sent": self.sent}
+            case "/api/v3/depth":
+                return self._snapshot(query["symbol"])
+            case "/api/v3/exchangeInfo":
+                return {"symbols": [symbol_info(symbol) for symbol in SYMBOLS], "rateLimits": []}
+            case "/api/v3/time":
+                return {"serverTime": time.time_ns() // 1_000_000}
+            case _:
+                return []
+
+    def _snapshot(self, symbol: str) -> Any:
+        last_id = self._streams[f"{symbol.lower()}@depth@100ms"].id
+        bids = [[f"{59_000 - n}.00000000", "1.00000000"] for n in range(100)]
+        asks = [[f"{61_000 + n}.00000000", "1.00000000"] for n in range(100)]
+        return {"lastUpdateId": last_id, "bids": bids, "asks": asks}
+
+    async def _serve_websocket(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str, head: bytes
+    ) -> None:
+        lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+        key = next(value for name, value in lines.items() if name.lower() == b"sec-websocket-key")
+        accept = base64.b64encode(hashlib.sha1(key + HANDSHAKE_KEY, usedforsecurity=False).digest())
+        answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(answer + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        sending = asyncio.create_task(self._send(writer))
+        if names := parse_qs(urlsplit(target).query).get("streams"):
+            self._subscribe(names[0].split("/"))
+        try:
+            while True:
+                await self._obey(reader, writer)
+        finally:
+            sending.cancel()
+            writer.close()
+
+    async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one frame of the client and answer it."""
+        first, second = await reader.readexactly(2)
+        size = second & 0x7F
+        if size == 126:
+            size = int.from_bytes(await reader.readexactly(2))
+        mask = await reader.readexactly(4)
+        payload = bytes(octet ^ key for octet, key in zip(await reader.readexactly(size), cycle(mask), strict=False))
+        if first == 0x81:
+            request = json.loads(payload)
+            self._subscribe(request["params"])
+            writer.write(frame(b'{"result":null,"id":%d}' % request["id"]))
+        elif first == 0x89:
+            writer.write(bytes((0x8A, len(payload))) + payload)
+        elif first == 0x88:
+            raise ConnectionResetError
+
+    def _subscribe(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._streams.setdefault(name, Stream(name, seed=len(self._streams)))
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        while self._blast:
+            writer.write(self._blast)
+            await writer.drain()
+        messages, rate = await asyncio.shield(self._go)
+        turns = in_turn(list(self._streams.values()))
+        started_s = time.monotonic()
+        chunk_messages = min(CHUNK_MESSAGES, max(1, int(rate / 100))) if rate else CHUNK_MESSAGES
+        for first in range(0, messages, chunk_messages):
+            if rate:
+                await asyncio.sleep(started_s + first / rate - time.monotonic())
+            now_ms = time.time_ns() // 1_000_000
+            now = min(chunk_messages, messages - first)
+            writer.write(b"".join([frame(stream.message(now_ms)) for stream in islice(turns, now)]))
+            await writer.drain()
+            await asyncio.sleep(0)  # REST is answered beside it
+            self.sent += now
+
+
+def symbol_info(symbol: str) -> dict[str, str]:
+    """Return what exchangeInfo says of a symbol."""
+    return {"symbol": symbol, "status": "TRADING", "quoteAsset": "USDT"}
+
+
+def blast_frames() -> bytes:
+    """Return about a megabyte of trade frames."""
+    streams = [Stream(f"coin{n}usdt@trade", n) for n in range(10)]
+    now_ms = time.time_ns() // 1_000_000
+    return b"".join(
+        frame(stream.message(now_ms)) for _, stream in zip(count(), islice(cycle(streams), 7000), strict=False)
+    )
+
+
+async def main(*, blast: bool) -> None:
+    """Serve until killed."""
+    server = await asyncio.start_server(Feed(blast=blast).serve, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - how the parent learns the port
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blast", action="store_true")
+    asyncio.run(main(blast=parser.parse_args().blast))
