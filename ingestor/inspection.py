@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     OpenStream: TypeAlias = Callable[[Kinesis, str], StreamReader]
 
 READER_THREADS: Final = 8
+INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 SAMPLE_IDS: Final = 1_000  # newest ids of a subscription that are held against the venue: one page of REST
 
 
@@ -57,7 +58,7 @@ def open_rest(settings: Binance) -> RestClient:
 async def tail(
     config: Config, *, stream: str | None, as_json: bool, out: TextIO, open_stream: OpenStream = open_reader
 ) -> None:
-    """Write every record of `stream` (the data stream by default) as it arrives, until cancelled."""
+    """Write every record of `stream` (the data stream by default) as it arrives, until interrupted."""
     reader = open_stream(config.kinesis, stream or config.kinesis.stream_name)
     decode = Serializer().decode
     write = json_line if as_json else plain_line
@@ -66,7 +67,10 @@ async def tail(
         out.writelines(write(item) + "\n" for item in decode_page(page, decode))
         out.flush()
 
-    await reader.read(LATEST, show, follow=True)
+    try:
+        await reader.read(LATEST, show, follow=True)
+    except* KeyboardInterrupt:
+        pass  # the way to end it
 
 
 def json_line(item: ReadRecord | Unreadable) -> str:
@@ -107,19 +111,27 @@ async def audit(
 ) -> int:
     """Read the data stream back and print the proof; return 1 if something is missing and not declared, else 0.
 
+    Interrupted, it proves nothing and returns 130.
+
     `start_ms` and `end_ms` are times of arrival in the stream. With `cross_check` the newest ids of every subscription
     are also held against the venue, and a value that differs makes it 1 too.
     """
     reader = open_stream(config.kinesis, config.kinesis.stream_name)
     sample = Sample()
-    report = await prove(
-        reader,
-        Serializer().decode,
-        symbol=symbol,
-        start_ms=start_ms,
-        end_ms=end_ms,
-        watch=sample.add if cross_check else None,
-    )
+    report = None
+    try:
+        report = await prove(
+            reader,
+            Serializer().decode,
+            symbol=symbol,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            watch=sample.add if cross_check else None,
+        )
+    except* KeyboardInterrupt:
+        pass  # no `return` in here: the language forbids it
+    if report is None:
+        return INTERRUPTED
     differences = None
     if cross_check:
         async with open_venue(config.binance) as rest:
@@ -294,6 +306,8 @@ def proof_table(report: AuditReport) -> Table:
 def verdict(report: AuditReport, differences: list[VenueDifference] | None = None) -> str:
     """Say the result in one sentence."""
     streams = report.streams
+    if not streams:
+        return f"NOTHING PROVEN: no record of ours was found, and {report.undecodable} entries of others"
     missing = sum(stream.undeclared_ids for stream in streams)
     declared = sum(stream.declared_ids for stream in streams)
     conflicts = sum(len(stream.conflicts) for stream in streams)

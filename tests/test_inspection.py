@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from ingestor.aws import RecordsPage
     from ingestor.core.model import MarketData
 
 SERIALIZER = Serializer()
@@ -137,12 +138,25 @@ class TestAudit:
         assert "differences" not in proof
         assert "1 entries are not ours" in (await audited(stream))[1]
 
+    async def test_an_interrupted_audit_proves_nothing(self, autojump_clock: MockClock) -> None:
+        """Neither 0 nor 1, and no half of a table."""
+        assert await audited(InterruptedStream()) == (130, "")
+
     async def test_a_stream_that_is_not_there_is_an_error(self, autojump_clock: MockClock) -> None:
         """In the words of AWS, and not as a proof that nothing is missing."""
         stream = FakeStream()
         stream.errors.append(NO_STREAM)
         with pytest.raises(SinkError, match="ResourceNotFoundException"):
             await audited(stream)
+
+
+class InterruptedStream(FakeStream):
+    """Somebody presses Ctrl-C while a page is on its way."""
+
+    async def get_records(self, iterator: str, limit: int = 10_000) -> RecordsPage:
+        """Read a page in vain."""
+        await super().get_records(iterator, limit)
+        raise KeyboardInterrupt
 
 
 def as_delivered(trade_id: int) -> MarketData:
@@ -218,6 +232,12 @@ class TestTail:
         assert plain == f"22:13:21.500  {BTC:<12} trade  2 1.00000000 x 2.00000000"
         assert json.loads(machine)["record"]["trade"] == {"trade_id": 2, "buyer_is_maker": True}
 
+    async def test_an_interrupt_ends_it_in_peace(self, autojump_clock: MockClock) -> None:
+        """No traceback for the one way to end it."""
+        out = io.StringIO()
+        await tail(Config(), stream=None, as_json=False, out=out, open_stream=lambda *_: reader_of(InterruptedStream()))
+        assert not out.getvalue()
+
     @pytest.mark.parametrize(
         ("record", "words"),
         [
@@ -287,8 +307,8 @@ async def test_the_real_tools_are_made_from_the_configuration() -> None:
         assert isinstance(rest, RestClient)
 
 
-async def test_shards_without_records_are_complete(autojump_clock: MockClock) -> None:
-    """An empty stream proves that nothing was promised."""
+async def test_shards_without_records_prove_nothing(autojump_clock: MockClock) -> None:
+    """An empty stream, or a mistyped symbol, exits with 1."""
     code, text = await audited(FakeStream({"s0": FakeShard(), "s1": FakeShard()}))
-    assert code == 0
-    assert "complete" in text
+    assert code == 1
+    assert "NOTHING PROVEN" in text

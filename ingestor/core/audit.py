@@ -75,8 +75,11 @@ class AuditReport(Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Every id in the span of every subscription is delivered or declared, and none came with two values."""
-        return not any(stream.undeclared or stream.conflicts for stream in self.streams)
+        """Every id in the span of every subscription is delivered or declared, and none came with two values.
+
+        Without any record of ours nothing is proven, so that a mistyped symbol does not look well.
+        """
+        return bool(self.streams) and not any(stream.undeclared or stream.conflicts for stream in self.streams)
 
     def rows(self) -> list[AuditRow]:
         """Give one line for each subscription, for a table."""

@@ -96,7 +96,7 @@ class TestTrades:
         """What arrived after the audited time may repair it, and that is all."""
         stream = only(audited(trades([5, 8]), late=trades([6, 7, 9, 4])))
         assert (stream.delivered, stream.records) == ([Range(5, 8)], 2)
-        assert audited([], late=trades([6])).is_complete
+        assert only(audited([], late=trades([6]))).delivered == []
 
     def test_restarted_ids_are_another_chain(self) -> None:
         """After the venue began again, equal numbers are other events; a repeated marker counts once."""
@@ -179,7 +179,10 @@ class TestReport:
         proof = Audit()
         proof.add_undecodable()
         assert proof.report() == AuditReport([], 1)
-        assert proof.report().is_complete
+
+    def test_nothing_is_no_proof(self) -> None:
+        """A stream without records of ours, or a mistyped symbol, is not complete."""
+        assert not AuditReport([], 0).is_complete
 
     def test_a_record_of_an_unknown_kind_is_passed_over(self) -> None:
         """A later version may write kinds that this one does not know."""
