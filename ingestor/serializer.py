@@ -292,7 +292,7 @@ async def serialize(
     what was not acknowledged is claimed by nobody, and the next task fetches it (completeness.md §7).
     """
     with intake, outbox:
-        while True:
+        while True:  # noqa: ASYNC913 - every round receives
             try:
                 batch = await intake.receive()
             except trio.EndOfChannel:

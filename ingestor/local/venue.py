@@ -501,7 +501,7 @@ def _fragments(payload: bytes) -> bytes:
 async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
     """Read one request; None when the client hung up."""
     request: h11.Request | None = None
-    while True:
+    while True:  # noqa: ASYNC913 - ends with what was received, or waits for more
         event = http.next_event()
         if event is h11.NEED_DATA:
             http.receive_data(bytes(await stream.receive_some(_READ_BYTES)))

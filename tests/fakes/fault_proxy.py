@@ -394,7 +394,7 @@ async def read_request(stream: trio.SocketStream, connection: h11.Connection) ->
     """Read one whole request; no request when the client has closed."""
     request: h11.Request | None = None
     body = bytearray()
-    while True:
+    while True:  # noqa: ASYNC913 - ends with what was received, or waits for more
         event = connection.next_event()
         if event is h11.NEED_DATA:
             if connection.they_are_waiting_for_100_continue:
