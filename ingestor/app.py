@@ -23,6 +23,7 @@ from ingestor.core.claims import Coverage
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.health import HealthBoard
 from ingestor.core.intake import Intake, hole_record
+from ingestor.core.lag import WatermarkLag
 from ingestor.core.model import Gap, Hole
 from ingestor.core.partition import key_rule
 from ingestor.core.rate_limit import connect_limit
@@ -62,7 +63,7 @@ MISCONFIGURED: Final = 2
 # boto3 works in threads and holds the GIL while it does; handed over ten times as often as by default, it stalls the
 # loop a fifth as long (architecture.md §9).
 SWITCH_INTERVAL_S: Final = 0.0005
-OVERDUE_EVERY_S: Final = 1.0
+SWEEP_EVERY_S: Final = 1.0
 AUTO_DISTRIBUTION: Final = (
     "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
     "set its record distribution to USER_PARTITION_KEY"
@@ -230,6 +231,7 @@ class Line:
         self.subscriptions = subscriptions
         self.stopped_s: float | None = None  # when the grace began: sources take time to end
         self.coverage = Coverage()
+        self.lag = WatermarkLag()
         self.intake = Intake(subscriptions)
         self.ends = self._open_channels()
         config, world = service.config, service.world
@@ -249,6 +251,7 @@ class Line:
         )
         self.connections = self._plan_connections()
         service.metrics.count_messages_by(self.intake.received)
+        service.metrics.watch_watermarks(self._lags)
         service.details["line"] = self.details
 
     async def run(self, stop: trio.Event) -> None:
@@ -282,7 +285,7 @@ class Line:
             for connection in self.connections:
                 sources.start_soon(connection.run)
             sources.start_soon(self.repair.run)
-            sources.start_soon(self._find_overdue)
+            sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
             if self.service.config.heartbeat.resume:
                 sources.start_soon(self._resume)
@@ -296,12 +299,16 @@ class Line:
             ends.record_intake, ends.encoded, self.service.dead_letters, self.serializer, self.service.metrics
         )
 
-    async def _find_overdue(self) -> NoReturn:
-        """Report bars whose closing message never came; nothing else would notice before the next bar closes."""
+    async def _sweep(self) -> NoReturn:
+        """Look at what no message announces: bars whose closing message never came, watermarks that fall behind."""
         while True:
-            await trio.sleep(OVERDUE_EVERY_S)
+            await trio.sleep(SWEEP_EVERY_S)
             for gap in self.intake.overdue(self.service.world.wall_ns() // 1_000_000):
                 self.repair.report_gap(gap)
+            self.lag.sweep(self.intake.next_ids(), self.coverage.watermarks(), trio.current_time())
+
+    def _lags(self) -> dict[str, float]:
+        return self.lag.by_stream_type(self.coverage.watermarks(), trio.current_time())
 
     async def _check_world(self) -> None:
         """Look once at what the configuration takes for granted; what cannot be looked at is no reason to stop."""
