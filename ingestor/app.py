@@ -347,6 +347,9 @@ class Line:
         now_ms = self.service.world.wall_ns() // 1_000_000
         for first, last in answer.missing:
             self.repair.report_gap(Gap(answer.subscription, first, last, now_ms))
+        origin = self.coverage[answer.subscription].origin
+        if answer.is_restarted and origin > 0:
+            self.repair.report_restart(Gap(answer.subscription, 0, origin - 1, now_ms))
 
     def _acknowledged(self, claims: Sequence[Claim]) -> None:
         self.coverage.acknowledge(claims)

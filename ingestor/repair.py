@@ -92,6 +92,8 @@ class Repair:
         self._trades = _GapRepair(trades, by_id if settings.enabled else given_up(trades))
         self._bars = _GapRepair(bars, _BarPages(rest, bars) if settings.enabled else given_up(bars))
         self._diffs = _GapRepair(diffs, _Declaration(diffs, reason="disconnected"))
+        restarts = _Ledger(outlet)
+        self._restarts = _GapRepair(restarts, _Declaration(restarts, reason="id_restart"))
         self._books = _BookSync(rest, books, outlet, book_settings, random)
 
     def report_gap(self, gap: Gap) -> None:
@@ -100,6 +102,10 @@ class Repair:
         log.info("gap", symbol=gap.subscription.symbol, kind=gap.subscription.kind, first=gap.first, last=gap.last)
         jobs = {"trade": self._trades, "kline": self._bars, "depth": self._diffs}
         jobs[_stream_type(gap.subscription)].note(gap)
+
+    def report_restart(self, gap: Gap) -> None:
+        """Note the ids of a new generation that nobody saw live, to be declared; never blocks."""
+        self._restarts.note(gap)
 
     def request_snapshot(self, symbol: str) -> None:
         """Note that the book of `symbol` needs a snapshot; never blocks."""
@@ -120,6 +126,7 @@ class Repair:
                 nursery.start_soon(self._trades.run)
                 nursery.start_soon(self._bars.run)
                 nursery.start_soon(self._diffs.run)
+                nursery.start_soon(self._restarts.run)
                 for _ in range(_BOOK_WORKERS):
                     nursery.start_soon(self._books.run, True)
                 nursery.start_soon(self._books.run, False)

@@ -12,9 +12,10 @@ import trio
 from ingestor import app
 from ingestor.core.errors import ConfigError
 from ingestor.core.model import Subscription
+from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.serializer import decode_heartbeat
-from tests.fakes.world import MemoryWorld, config_for
+from tests.fakes.world import START_MS, MemoryWorld, config_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,24 @@ async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: 
     assert any("historicalTrades" in request for request in world.rest_requests)
     produced = {name: account.produced for name, account in world.venue.ledger.items() if name.kind == "trade"}
     assert all(row.missing <= 1 for row in prove(produced, report))  # at most the trade that came with the stop
+
+
+async def test_ids_that_begin_again_between_two_tasks_are_declared(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A wiped testnet is a new generation: declared from zero to the first live id, never a million duplicates."""
+    market = Market(["BTCUSDT"], start_ms=START_MS, orders_per_s=2.0)
+    world = MemoryWorld(source=market)
+    config = config_for(world, tmp_path, resume=True)
+    await run_for(20, config, world)
+    market.restart_ids("BTCUSDT")
+    async with world.alive():
+        await trio.sleep(20)
+    line = await run_for(20, config, world)
+    holes = {(hole.stream, hole.reason): hole for hole in (each.hole for each in world.delivered()) if hole}
+    trades = line.coverage[Subscription("BTCUSDT", "trade")]
+    assert trades.generation == 1
+    hole = holes["trade", "id_restart"]
+    assert (hole.first, hole.last) == (0, trades.origin - 1)
+    assert ("depth", "id_restart") in holes
 
 
 async def test_a_bug_in_a_source_ends_the_service_after_the_line_is_drained(

@@ -430,6 +430,14 @@ async def test_lost_diffs_are_declared_never_asked_for(autojump_clock: MockClock
         assert on.venue.asked == []
 
 
+async def test_ids_that_began_again_while_nobody_looked_are_declared(autojump_clock: MockClock) -> None:
+    """What the venue did between the wipe and our first live id is not fetched under the old numbers."""
+    async with bench(venue_with(Market())) as on:
+        on.repair.report_restart(Gap(Subscription("BTCUSDT", "trade"), 0, 41, 1))
+        assert await on.told_after(1) == [("trade", 0, 41, "id_restart")]
+        assert on.venue.asked == []
+
+
 async def test_a_book_is_seeded_and_its_snapshot_recorded(autojump_clock: MockClock) -> None:
     """Buffering begins before the request leaves; the record goes on the line after the book is loaded."""
     venue = venue_with(Market(books=deque([BOOK])))
