@@ -29,7 +29,8 @@ HANDSHAKE_KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 SYMBOLS = tuple(f"COIN{n}USDT" for n in range(1000))  # what is traded here
 CHUNK_MESSAGES = 200
 LEVELS = 6  # of a depth event, both sides together (architecture.md §9)
-POOL = 4096  # distinct prices a symbol moves among, and quantities
+USUAL_QUANTITIES = 300  # round lots, again and again
+UNUSUAL = 0.35  # the share of quantities never seen before, as in the recordings of the real venue (24 to 46 %)
 FIRST_ID = 1_000_000_000
 TRADE = b'{"stream":"%b@trade","data":{"e":"trade","E":%d,"s":"%b","t":%d,"p":"%b","q":"%b","T":%d,"m":true,"M":true}}'
 DEPTH = b'{"stream":"%b@depth@100ms","data":{"e":"depthUpdate","E":%d,"s":"%b","U":%d,"u":%d,"b":[%b],"a":[%b]}}'
@@ -48,15 +49,16 @@ def frame(payload: bytes) -> bytes:
 
 
 class Stream:
-    """One stream of one symbol, with ids that have no hole; prices and quantities come from a pool, as real ones do."""
+    """One stream of one symbol: ids without a hole, a price that walks in ticks, usual and unusual quantities."""
 
     def __init__(self, name: str, seed: int) -> None:
         self.name = name
         symbol, _, self.kind = name.partition("@")
         self._stream_symbol, self.symbol = symbol.encode(), symbol.upper().encode()
-        random = Random(seed)
-        self._prices = cycle([b"%d.%02d000000" % (60_000 + random.randrange(99), n % 100) for n in range(POOL)])
-        self._quantities = cycle([b"0.%05d000" % random.randrange(1, 100_000) for _ in range(POOL)])
+        self._random = Random(seed).random
+        self._ticks = 6_000_000 + 10_000 * seed
+        self._seed = seed
+        self._usual = [b"%d.%05d000" % (seed, 10 * n) for n in range(1, USUAL_QUANTITIES)]
         self.id = FIRST_ID
         self._opened = 0
 
@@ -64,8 +66,15 @@ class Stream:
         """Return the next message of this stream."""
         self.id += 1
         if self.kind == "trade":
-            price, quantity = next(self._prices), next(self._quantities)
-            return TRADE % (self._stream_symbol, now_ms, self.symbol, self.id, price, quantity, now_ms)
+            return TRADE % (
+                self._stream_symbol,
+                now_ms,
+                self.symbol,
+                self.id,
+                self._price(),
+                self._quantity(),
+                now_ms,
+            )
         if self.kind.startswith("depth"):
             bids, asks = self._levels(), self._levels()
             return DEPTH % (self._stream_symbol, now_ms, self.symbol, self.id, self.id, bids, asks)
@@ -73,13 +82,22 @@ class Stream:
         is_closed = b"true" if 0 < opened < self._opened else b"false"
         opened = opened or self._opened
         ids = (self.id, self.id + 9)
-        prices = islice(self._prices, 4)
+        prices = [self._price() for _ in range(4)]
         bar = (opened, opened + 59_999, self.symbol, *ids, *prices, is_closed)
         return KLINE % (self._stream_symbol, now_ms, self.symbol, *bar)
 
+    def _price(self) -> bytes:
+        self._ticks += int(self._random() * 3) - 1
+        return b"%d.%02d000000" % divmod(self._ticks, 100)
+
+    def _quantity(self) -> bytes:
+        chance = self._random()
+        if chance < UNUSUAL:
+            return b"%d.%08d" % (self._seed, int(chance * 1e9 / UNUSUAL) % 100_000_000)
+        return self._usual[int(chance * 1e6) % len(self._usual)]
+
     def _levels(self) -> bytes:
-        pairs = zip(self._prices, self._quantities, strict=False)
-        return b",".join([b'["%b","%b"]' % pair for pair in islice(pairs, LEVELS // 2)])
+        return b",".join([b'["%b","%b"]' % (self._price(), self._quantity()) for _ in range(LEVELS // 2)])
 
 
 def in_turn(streams: Sequence[Stream]) -> Iterator[Stream]:
