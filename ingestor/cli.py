@@ -33,14 +33,14 @@ class Moment(click.ParamType[int]):
 
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text of an option."""
         if isinstance(value, int):
             return value
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, context)
+            self.fail(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
         return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
@@ -50,17 +50,17 @@ MOMENT = Moment()
 class Commands(click.Group):
     """Turns our own errors into a message and an exit code; a bug keeps its traceback."""
 
-    def invoke(self, context: click.Context) -> object:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except ConfigError as error:
             for problem in error.problems:
                 click.echo(problem, err=True)
-            context.exit(BAD_CONFIG)
+            ctx.exit(BAD_CONFIG)
         except IngestorError as error:
             click.echo(f"error: {error}", err=True)
-            context.exit(1)
+            ctx.exit(1)
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
