@@ -7,7 +7,8 @@ inside a blob the order is fixed. Plain (no aggregation), a call carries many re
 only across calls**: records of one call that were refused go again together, and may land in any order then.
 
 `add` is the only door in. A lane that refills from elsewhere (a disk, while the sink is away) is one that `add` feeds
-later, from what was kept for it; nothing else here would know.
+later, from what was kept for it. For whoever keeps it, every record of a lane has a position, counted from the first
+one added: `settled_until` says below which position nothing is owed any more, `records_from` what is owed above one.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Parcel:
     """One entry of a put, with the records in it until Kinesis has them."""
 
     lane: Lane
+    position: int  # of its first record in the lane
     entry: PutEntry
     records: list[EncodedRecord]
     arrivals: list[Arrival]
@@ -113,8 +115,10 @@ class Parcel:
 class Lane:
     """Records of some keys, oldest first: `parcels` (of which the first `in_flight` are in a call), then `waiting`."""
 
+    index: int
     hash_key: str
     delays: Delays
+    added: int = 0  # records that ever came, and so the position of the next one
     waiting: deque[EncodedRecord] = field(default_factory=deque[EncodedRecord])
     waiting_bytes: int = 0
     arrivals: deque[Arrival] = field(default_factory=deque[Arrival])
@@ -123,6 +127,16 @@ class Lane:
     in_flight: int = 0
     retry_at: float = -math.inf
     full_since: float = math.inf  # when a whole blob was waiting for the first time
+
+    @property
+    def waiting_cost_bytes(self) -> int:
+        """What it costs to hold the records that are in no parcel yet, about."""
+        return self.waiting_bytes + RECORD_COST_BYTES * len(self.waiting)
+
+    @property
+    def waiting_position(self) -> int:
+        """The position of the oldest record that is in no parcel yet."""
+        return self.added - len(self.waiting)
 
     def pop(self, count: int) -> tuple[list[EncodedRecord], list[Arrival]]:
         """Take the oldest `count` waiting records out."""
@@ -148,7 +162,7 @@ class Lanes:
         self.held_bytes = 0
         self._limits = limits
         self._aggregate = aggregate
-        self._lanes = [Lane(str(lane_point(index, count)), new_delays()) for index in range(count)]
+        self._lanes = [Lane(index, str(lane_point(index, count)), new_delays()) for index in range(count)]
         self._lane_by_key: dict[str, Lane] = {}
         self._turn = 0
 
@@ -159,6 +173,43 @@ class Lanes:
     def held_records(self) -> int:
         """Records that are here, in flight or not."""
         return sum(len(lane.waiting) + sum(len(parcel.records) for parcel in lane.parcels) for lane in self._lanes)
+
+    @property
+    def count(self) -> int:
+        """How many lanes there are."""
+        return len(self._lanes)
+
+    def __getitem__(self, index: int) -> Lane:
+        return self._lanes[index]
+
+    def sort(self, records: Iterable[EncodedRecord]) -> dict[int, list[EncodedRecord]]:
+        """Divide records by the lane that their key belongs to, in order."""
+        lane_by_key = self._lane_by_key
+        by_lane: dict[int, list[EncodedRecord]] = {}
+        for record in records:
+            lane = lane_by_key.get(record.partition_key) or self._find_lane(record.partition_key)
+            by_lane.setdefault(lane.index, []).append(record)
+        return by_lane
+
+    def settled_until(self, index: int) -> int:
+        """Return the position in lane `index` below which every record was delivered, or declared in its place."""
+        lane = self._lanes[index]
+        return lane.parcels[0].position if lane.parcels else lane.waiting_position
+
+    def records_from(self, index: int, position: int) -> list[EncodedRecord]:
+        """Return what lane `index` still owes from `position` on, in order; it stays there.
+
+        Holes in the place of what stood below `position` are left out with it.
+        """
+        lane = self._lanes[index]
+        records: list[EncodedRecord] = []
+        for parcel in lane.parcels:
+            if parcel.position >= position:
+                records += parcel.records
+            elif not parcel.declares:
+                records += parcel.records[position - parcel.position :]
+        records += islice(lane.waiting, max(0, position - lane.waiting_position), None)
+        return records
 
     def add(self, records: Sequence[EncodedRecord], received_s: float, now: float) -> None:
         """Take over records that were received together."""
@@ -175,6 +226,7 @@ class Lanes:
             if count := len(lane.waiting) - lane.arrived:
                 lane.arrivals.append(Arrival(received_s, now, count))
                 lane.arrived += count
+                lane.added += count
                 if lane.waiting_bytes >= self._limits.blob_bytes:
                     lane.full_since = min(lane.full_since, now)
 
@@ -233,8 +285,8 @@ class Lanes:
             return parcel
         middle = len(parcel.records) // 2
         later = deque(parcel.arrivals)
-        halves = self._pack(parcel.lane, parcel.records[:middle], take_arrivals(later, middle))
-        halves += self._pack(parcel.lane, parcel.records[middle:], later)
+        halves = self._pack(parcel, parcel.records[:middle], take_arrivals(later, middle))
+        halves += self._pack(parcel, parcel.records[middle:], later, skipped=middle)
         for half in halves:
             half.company = 1
             half.attempts = parcel.attempts
@@ -244,7 +296,7 @@ class Lanes:
     def replace(self, parcel: Parcel, records: Sequence[EncodedRecord]) -> None:
         """Put `records`, holes, where a parcel was that is given up; none at all just lets it go."""
         arrivals = [parcel.arrivals[0]._replace(records=len(records))]
-        declarations = self._pack(parcel.lane, records, arrivals)
+        declarations = self._pack(parcel, records, arrivals)
         for declaration in declarations:
             declaration.declares = True
         self._put_in_place(parcel, declarations)
@@ -326,19 +378,24 @@ class Lanes:
 
     def _next_parcel(self, lane: Lane) -> Parcel:
         entry, count = self._wrap(lane, lane.waiting)
-        parcel = Parcel(lane, entry, *lane.pop(count))
+        parcel = Parcel(lane, lane.waiting_position, entry, *lane.pop(count))
         if lane.waiting_bytes < self._limits.blob_bytes:
             lane.full_since = math.inf
         return parcel
 
-    def _pack(self, lane: Lane, records: Sequence[EncodedRecord], arrivals: Iterable[Arrival]) -> list[Parcel]:
+    def _pack(
+        self, old: Parcel, records: Sequence[EncodedRecord], arrivals: Iterable[Arrival], skipped: int = 0
+    ) -> list[Parcel]:
+        """Make parcels that take the place of `old`, or of its records behind the first `skipped` ones."""
+        lane = old.lane
         parcels: list[Parcel] = []
         left = deque(arrivals)
         done = 0
         while done < len(records):
             entry, count = self._wrap(lane, islice(records, done, None))
             taken = take_arrivals(left, count)
-            parcels.append(Parcel(lane, entry, list(records[done : done + count]), taken))
+            position = old.position + skipped + done
+            parcels.append(Parcel(lane, position, entry, list(records[done : done + count]), taken))
             done += count
         return parcels
 
@@ -429,22 +486,26 @@ def take_arrivals(arrivals: deque[Arrival], count: int) -> list[Arrival]:
 
 def claims_of(parcels: Iterable[Parcel]) -> list[Claim]:
     """Return what the acknowledgement of `parcels` proves, neighbouring ids of a subscription joined."""
+    return joined_claims(chain.from_iterable(parcel.records for parcel in parcels))
+
+
+def joined_claims(records: Iterable[EncodedRecord]) -> list[Claim]:
+    """Return what `records` stand for, neighbouring ids of a subscription joined."""
     joined: list[Claim] = []
     runs: dict[Subscription, list[int]] = {}
-    for parcel in parcels:
-        for record in parcel.records:
-            if record.claim is None:
-                continue
-            subscription, first, last = record.claim
-            run = runs.get(subscription)
-            if run is None:
-                runs[subscription] = [first, last]
-            elif run[0] <= first <= run[1] + 1:
-                if last > run[1]:  # noqa: PLR1730 - max() would be a call for every record
-                    run[1] = last
-            else:
-                joined.append(Claim(subscription, *run))
-                run[:] = first, last
+    for record in records:
+        if record.claim is None:
+            continue
+        subscription, first, last = record.claim
+        run = runs.get(subscription)
+        if run is None:
+            runs[subscription] = [first, last]
+        elif run[0] <= first <= run[1] + 1:
+            if last > run[1]:  # noqa: PLR1730 - max() would be a call for every record
+                run[1] = last
+        else:
+            joined.append(Claim(subscription, *run))
+            run[:] = first, last
     return joined + [Claim(subscription, *run) for subscription, run in runs.items()]
 
 
