@@ -1,0 +1,300 @@
+"""Loads past ranges of trades and closed bars, from the archive and over REST, into the line that live records take.
+
+Every range is resolved to ids first (a bar's id is its ordinal), so that it can be counted, divided, continued and
+proven. What the archive does not have yet, or only damaged, comes over REST. Ids that the venue does not have become
+holes, each with its reason: bars are really missing where the exchange was halted, and old trades are forgotten.
+
+Requests belong to the purpose `backfill` of the weight budget: they take what live work leaves. Several symbols take
+turns, page by page. Pages of one subscription are fetched side by side and sent in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+import structlog
+import trio
+
+from ingestor.core.binance import RestKline, RestTrade, milliseconds, rest_kline_record, rest_trade_record
+from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
+from ingestor.core.errors import IngestorError
+from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
+from ingestor.core.model import Hole, HoleReason, MarketData, RecordBatch, Subscription
+from ingestor.core.paging import Absence, Page, Pager, bars_between, first_trade_in, last_trade_in
+from ingestor.rest_client import PAGE_ROWS, BadRequestError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ingestor.channels import BatchSender
+    from ingestor.core.binance import RestAggTrade
+    from ingestor.rest_client import RestClient
+
+log = structlog.get_logger()
+
+PAGES_IN_FLIGHT: Final = 8  # 3000 pages of bars a minute, at 0.15 s each, are what the venue's whole budget allows
+PAGE_WEIGHT: Final = {"trade": 25, "kline": 2}
+BAR_SETTLES_MS: Final = 2_000  # the venue closes a bar up to 1.8 s late; what it shows before then may still change
+_VENUE_AWAY_S: Final = 5.0  # on top of the client's own retries
+_FRUITLESS_DELAYS_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # the venue's database lags by a minute at worst
+_LOOKUP_ROWS: Final = 100  # enough to see past rows that the venue declared invalid
+
+
+Row: TypeAlias = RestTrade | RestKline
+
+
+class BackfillError(IngestorError):
+    """A past range that cannot be loaded as it was asked for."""
+
+
+class Wanted(NamedTuple):
+    """A past range as a person names it: from `start_ms` on and before `end_ms`, or ids `first_id` to `last_id`."""
+
+    subscription: Subscription
+    start_ms: int | None = None
+    end_ms: int | None = None
+    first_id: int | None = None
+    last_id: int | None = None
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how it goes."""
+
+    def sent(self, subscription: Subscription, event_ms: int) -> None:
+        """Note that records were sent, the newest of this venue time."""
+        ...
+
+    def hole(self, symbol: str, hole: Hole) -> None:
+        """Note that a hole was sent."""
+        ...
+
+
+class Backfill:
+    """Resolves past ranges and loads them.
+
+    `records` is this task's sender into the line; whoever made it closes it. `wall_ns` is the wall clock.
+    """
+
+    def __init__(
+        self,
+        rest: RestClient,
+        records: BatchSender[RecordBatch],
+        *,
+        wall_ns: Callable[[], int],
+        watcher: Watcher,
+    ) -> None:
+        self._rest = rest
+        self._outlet = _Outlet(records, wall_ns, watcher)
+
+    async def resolve(self, wanted: Wanted) -> Page | None:
+        """Return the ids of a range; None when nothing was traded, or no bar is over, in it.
+
+        Raises `BackfillError` when the venue refuses the symbol or the interval.
+        """
+        try:
+            if wanted.first_id is not None and wanted.last_id is not None:
+                return Page(wanted.first_id, wanted.last_id)
+            if wanted.start_ms is None or wanted.end_ms is None:
+                raise BackfillError("a range has a start and an end, or a first and a last id")
+            find = self._trades_between if wanted.subscription.kind == "trade" else self._bars_between
+            return await find(wanted.subscription, wanted.start_ms, wanted.end_ms)
+        except BadRequestError as refusal:
+            raise BackfillError(f"{wanted.subscription.symbol}: the venue says {refusal}") from refusal
+
+    async def run(self, ranges: Mapping[Subscription, Intervals]) -> None:
+        """Send everything in `ranges`, or declare it; the subscriptions side by side.
+
+        Raises `BackfillError`, `RestrictedLocationError`; a venue that is away is asked again for ever.
+        """
+        workers = max(1, PAGES_IN_FLIGHT // max(1, len(ranges)))
+        async with trio.open_nursery() as nursery:
+            for subscription, ids in ranges.items():
+                nursery.start_soon(self._load, subscription, ids, workers)
+
+    async def _load(self, subscription: Subscription, ids: Intervals, workers: int) -> None:
+        await _RestLoad(subscription, ids, self._rest, self._outlet).run(workers)
+
+    async def _bars_between(self, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
+        interval = subscription.kind.removeprefix("kline_")
+        await self._rest.klines(subscription.symbol, interval, limit=1, purpose="backfill")  # refuses a wrong symbol
+        settled_ms = await self._rest.server_time_ms() - BAR_SETTLES_MS
+        return bars_between(interval, start_ms, end_ms, settled_ms)
+
+    async def _trades_between(self, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
+        first = await self._first_trade_from(subscription.symbol, start_ms)
+        last = await self._last_trade_before(subscription.symbol, end_ms)
+        return Page(first, last) if first is not None and last is not None and first <= last else None
+
+    async def _first_trade_from(self, symbol: str, start_ms: int) -> int | None:
+        while rows := await self._aggregates(symbol, start_ms=start_ms):
+            first = first_trade_in(rows)
+            if first is not None:
+                return first
+            start_ms = max(start_ms + 1, milliseconds(rows[-1].time))
+        return None
+
+    async def _last_trade_before(self, symbol: str, end_ms: int) -> int | None:
+        while rows := await self._aggregates(symbol, end_ms=end_ms - 1):
+            last = last_trade_in(rows)
+            if last is not None:
+                return last
+            end_ms = min(end_ms - 1, milliseconds(rows[0].time) + 1)
+        return None
+
+    async def _aggregates(
+        self, symbol: str, *, start_ms: int | None = None, end_ms: int | None = None
+    ) -> list[RestAggTrade]:
+        return await self._rest.agg_trades(
+            symbol, start_ms=start_ms, end_ms=end_ms, limit=_LOOKUP_ROWS, purpose="backfill"
+        )
+
+
+def kind_of(subscription: Subscription) -> str:
+    """Return `trade` or `kline`."""
+    return subscription.kind.partition("_")[0]
+
+
+class _Outlet:
+    """The way into the line."""
+
+    def __init__(self, records: BatchSender[RecordBatch], wall_ns: Callable[[], int], watcher: Watcher) -> None:
+        self._records = records
+        self._wall_ns = wall_ns
+        self._watcher = watcher
+
+    async def wait_for_room(self) -> None:
+        """Live records come first: wait until the line is at most half full."""
+        await self._records.wait_for_room()
+
+    async def deliver(self, way: _Rows, rows: Sequence[Row]) -> None:
+        """Put the records of rows on the line, each beside the row it came from."""
+        if rows:
+            received_us = self._wall_ns() // 1000
+            raws = [msgspec.json.encode(row) for row in rows]
+            await self.send(way.subscription, [way.record_of(row, received_us) for row in rows], raws)
+
+    async def send(self, subscription: Subscription, records: list[MarketData], raws: list[bytes]) -> None:
+        """Put records on the line."""
+        size_bytes = sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws)
+        await self._records.send(RecordBatch(records, raws, trio.current_time(), size_bytes))
+        self._watcher.sent(subscription, records[-1].timestamp)
+
+    async def declare(self, subscription: Subscription, absence: Absence) -> None:
+        """Say in the stream that the venue does not have these ids."""
+        now_us = self._wall_ns() // 1000
+        hole = Hole(subscription.kind, absence.first, absence.last, absence.reason, now_us // 1000)
+        record = hole_record(subscription.symbol, hole, now_us)
+        await self._records.send(RecordBatch([record], [b""], trio.current_time(), RECORD_OVERHEAD_BYTES))
+        self._watcher.hole(subscription.symbol, hole)
+
+
+class _Rows(NamedTuple):
+    """How rows of one subscription are counted and made into records."""
+
+    subscription: Subscription
+
+    def id_of(self, row: Row) -> int:
+        if isinstance(row, RestTrade):
+            return row.trade_id
+        return kline_ordinal(self.interval, milliseconds(row.open_time))
+
+    def record_of(self, row: Row, received_us: int) -> MarketData:
+        symbol = self.subscription.symbol
+        if isinstance(row, RestTrade):
+            return rest_trade_record(symbol, row, received_us)
+        return rest_kline_record(symbol, self.interval, row, received_us, closed=True)
+
+    @property
+    def interval(self) -> str:
+        return self.subscription.kind.removeprefix("kline_")
+
+
+class _Turns:
+    """Lets those who drew a number pass in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self._drawn = 0
+        self._served = 0
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def draw(self) -> int:
+        self._drawn += 1
+        return self._drawn
+
+    async def wait_for(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        while number != self._served + 1:
+            await self._waiting.park()
+
+    def finish(self) -> None:
+        self._served += 1
+        self._waiting.unpark_all()
+
+
+class _RestLoad:
+    """One subscription over REST."""
+
+    def __init__(self, subscription: Subscription, ids: Intervals, rest: RestClient, outlet: _Outlet) -> None:
+        head_reason: HoleReason = "venue_forgot" if subscription.kind == "trade" else "venue_has_none"
+        self._pager = Pager(ids, PAGE_ROWS, head_reason)
+        self._subscription = subscription
+        self._rows = _Rows(subscription)
+        self._rest = rest
+        self._outlet = outlet
+        self._turns = _Turns()
+
+    async def run(self, workers: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(workers):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        """Fetch one page after the other, and hold it until all before it were sent."""
+        while True:
+            await self._outlet.wait_for_room()
+            page = self._pager.take()
+            if page is None:
+                return
+            number = self._turns.draw()
+            rows, absences = await self._read(page)
+            await self._turns.wait_for(number)
+            await self._outlet.deliver(self._rows, rows)
+            for absence in absences:
+                await self._outlet.declare(self._subscription, absence)
+            self._turns.finish()
+
+    async def _read(self, page: Page) -> tuple[list[Row], list[Absence]]:
+        """Return all rows of a page, and what is not there; the venue's database gets time to catch up."""
+        found: list[Row] = []
+        absences: list[Absence] = []
+        lacking: Page | None = page
+        for delay_s in (0.0, *_FRUITLESS_DELAYS_S):
+            if lacking is None:
+                break
+            await trio.sleep(delay_s)
+            asked = lacking
+            rows = await self._fetch(asked)
+            ids = [self._rows.id_of(row) for row in rows]
+            found += [row for row, number in zip(rows, ids, strict=True) if asked.first <= number <= asked.last]
+            absent, lacking = self._pager.settle(asked, ids)
+            absences += absent
+        if lacking is not None:
+            absences.append(Absence(lacking.first, lacking.last, "venue_has_none"))
+        return found, absences
+
+    async def _fetch(self, page: Page) -> Sequence[Row]:
+        symbol = self._subscription.symbol
+        while True:
+            try:
+                if self._subscription.kind == "trade":
+                    return await self._rest.historical_trades(symbol, page.first, page.size, purpose="backfill")
+                start_ms = kline_open_ms(self._rows.interval, page.first)
+                return await self._rest.klines(
+                    symbol, self._rows.interval, start_ms=start_ms, limit=page.size, purpose="backfill"
+                )
+            except UnavailableError as failure:
+                log.warning("backfill_waits", symbol=symbol, reason=str(failure))
+                await trio.sleep(_VENUE_AWAY_S)
+            except BadRequestError as refusal:
+                raise BackfillError(f"{symbol}: the venue says {refusal}") from refusal
