@@ -15,6 +15,7 @@ from ingestor.core.model import Subscription
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.serializer import decode_heartbeat
+from tests.fakes.service import run_for, run_line
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 
 if TYPE_CHECKING:
@@ -23,32 +24,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from ingestor.config import Config
     from ingestor.core.model import PutEntry
-
-
-async def run_line(config: Config, world: MemoryWorld, stop: trio.Event) -> app.Line:
-    """Run the line without its observers, which need real sockets."""
-    service = app.Service(config, world.as_seen_by_a_service())
-    async with service.rest:
-        line = app.Line(service, await service.find_subscriptions(stop))
-        await line.run(stop)
-    return line
-
-
-async def run_for(seconds: float, config: Config, world: MemoryWorld) -> app.Line:
-    """Run the line for some virtual seconds and drain it."""
-    stop = trio.Event()
-    lines: list[app.Line] = []
-
-    async def live() -> None:
-        lines.append(await run_line(config, world, stop))
-
-    async with world.alive(), trio.open_nursery() as nursery:
-        nursery.start_soon(live)
-        await trio.sleep(seconds)
-        stop.set()
-    return lines[0]
 
 
 async def test_everything_the_venue_sent_is_delivered_once(autojump_clock: MockClock, tmp_path: Path) -> None:
