@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
+import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -38,7 +40,8 @@ from ingestor.core.partition import key_rule
 from ingestor.resources import read_schema, released_schemas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from uuid import UUID
 
     from ingestor.channels import BatchReceiver, BatchSender
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from ingestor.metrics import Metrics
 
 SINGLE_OBJECT = b"\xc3\x01"  # Avro 1.8 and later; the 8 bytes behind it are the CRC-64-AVRO fingerprint, little endian
+SINGLE_OBJECT_HEADER_BYTES = 10
+SYNC_BYTES = 16  # of an object container file
 GLUE = b"\x03\x00"  # AWS Glue Schema Registry: header version 3, not compressed; a 16-byte schema version id follows
 
 RECORD_OVERHEAD_BYTES = 200  # what the objects around the bytes of one encoded record cost, about
@@ -248,6 +253,59 @@ def _depth(fields: dict[str, Any], text_of: DecimalTexts) -> Depth:
         levels: list[Level] = [(text_of[level["price"]], text_of[level["quantity"]]) for level in fields[side]]
         fields[side] = levels
     return Depth(**fields)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class ContainerFile:
+    """An Avro object container file that grows block by block; any Avro reader opens it.
+
+    `good_bytes` is the length up to which an earlier run is known to have written it; what lies behind is cut off. A
+    file of length 0 begins with the header. Blocks: call it in a thread.
+    """
+
+    def __init__(self, path: Path, good_bytes: int = 0) -> None:
+        self._file = path.open("r+b" if good_bytes else "wb")
+        if not good_bytes:
+            fastavro.writer(self._file, json.loads(read_schema("market_data")), [], codec="deflate")
+        elif self._file.seek(0, io.SEEK_END) < good_bytes:
+            self._file.close()
+            raise DecodeError(f"{path}: shorter than it was left, {good_bytes} bytes")
+        else:
+            self._file.truncate(good_bytes)
+        self._file.flush()
+        self.size_bytes = self._file.seek(0, io.SEEK_END)
+        self._sync = self._read_sync(path)
+
+    def append(self, records: Sequence[EncodedRecord]) -> int:
+        """Write records of a `Serializer` with framing `avro` as one block; return the length of the file after it."""
+        body = b"".join([record.data[SINGLE_OBJECT_HEADER_BYTES:] for record in records])
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)  # codec `deflate`: no zlib header
+        packed = packer.compress(body) + packer.flush()
+        self._file.write(_long(len(records)) + _long(len(packed)) + packed + self._sync)
+        self._file.flush()
+        self.size_bytes = self._file.tell()
+        return self.size_bytes
+
+    def close(self) -> None:
+        """Sync to disk and let go of the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    @staticmethod
+    def _read_sync(path: Path) -> bytes:
+        """Return the marker that ends the header and every block."""
+        with path.open("rb") as file:
+            file.seek(-SYNC_BYTES, io.SEEK_END)
+            return file.read()
+
+
+def _long(number: int) -> bytes:
+    """Encode a count as an Avro long."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, "long", number)
+    return out.getvalue()
 
 
 # --- heartbeats -------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import fastavro
 import msgspec
 import pytest
 import trio
@@ -32,11 +34,12 @@ from ingestor.core.model import (
 from ingestor.core.partition import key_rule
 from ingestor.metrics import Metrics
 from ingestor.resources import read_schema
-from ingestor.serializer import DecimalTexts, Serializer, decode_heartbeat, encode_heartbeat, serialize
+from ingestor.serializer import ContainerFile, DecimalTexts, Serializer, decode_heartbeat, encode_heartbeat, serialize
 from tests.fakes.market_records import MARKET_DATA, PATIENT, canonical, market_record, records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ingestor.channels import BatchReceiver, BatchSender
 
@@ -329,3 +332,37 @@ async def test_a_cancelled_task_claims_nothing_and_hangs_up(autojump_clock: trio
     assert len((await encoded.receive()).records) == 1
     with pytest.raises(trio.EndOfChannel):
         await encoded.receive()
+
+
+def read_container(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return list(fastavro.reader(file))
+
+
+def test_a_container_file_is_read_by_any_avro_reader(tmp_path: Path) -> None:
+    """fastavro reads the records back, decimals and all; the schema stands in the header."""
+    path = tmp_path / "trades.avro"
+    container = ContainerFile(path)
+    records = [market_record(sequence=number) for number in range(3)]
+    container.append([AVRO.pack(record) for record in records[:2]])
+    assert container.append([AVRO.pack(records[2])]) == path.stat().st_size
+    container.close()
+    found = read_container(path)
+    assert [fields["sequence"] for fields in found] == [0, 1, 2]
+    assert records[0].price is not None
+    assert found[0]["price"] == Decimal(records[0].price)
+
+
+def test_a_container_file_goes_on_where_it_was_good(tmp_path: Path) -> None:
+    """A block that a crash cut short, or that nobody noted, is cut off."""
+    path = tmp_path / "trades.avro"
+    container = ContainerFile(path)
+    good_bytes = container.append([AVRO.pack(market_record(sequence=1))])
+    container.append([AVRO.pack(market_record(sequence=2))])
+    container.close()
+    again = ContainerFile(path, good_bytes)
+    again.append([AVRO.pack(market_record(sequence=3))])
+    again.close()
+    assert [fields["sequence"] for fields in read_container(path)] == [1, 3]
+    with pytest.raises(DecodeError, match="shorter than it was left"):
+        ContainerFile(path, 10**9)
