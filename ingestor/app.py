@@ -43,7 +43,7 @@ from ingestor.reader import StreamReader
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
-from ingestor.websocket_client import Connection, FeedLimits, parse_url
+from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ingestor.config import Config
     from ingestor.core.intake import Begin
     from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, HoleReason, RecordBatch, Subscription
+    from ingestor.core.rate_limit import RateLimit
     from ingestor.core.resume import Resumed
     from ingestor.world import World
 
@@ -64,6 +65,7 @@ MISCONFIGURED: Final = 2
 # loop a fifth as long (architecture.md §9).
 SWITCH_INTERVAL_S: Final = 0.0005
 SWEEP_EVERY_S: Final = 1.0
+TWIN_AFTER_S: Final = 5.0  # of two connections for the same subscriptions, the second one starts later
 AUTO_DISTRIBUTION: Final = (
     "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
     "set its record distribution to USER_PARTITION_KEY"
@@ -236,7 +238,10 @@ class Line:
         self.ends = self._open_channels()
         config, world = service.config, service.world
         self.serializer = Serializer(
-            key_of=key_rule(config.kinesis.partition_key, config.kinesis.lanes), wall_ns=world.wall_ns
+            framing=config.kinesis.encoding,
+            schema_version_id=world.schema_version_id,
+            key_of=key_rule(config.kinesis.partition_key, config.kinesis.lanes),
+            wall_ns=world.wall_ns,
         )
         self.author = self._sign()
         self.producer = self._make_producer()
@@ -249,6 +254,7 @@ class Line:
             instance=self.author.instance,
             lookback_s=config.heartbeat.resume_lookback_s,
         )
+        self.fan_in = self._make_fan_in()
         self.connections = self._plan_connections()
         service.metrics.count_messages_by(self.intake.received)
         service.metrics.watch_watermarks(self._lags)
@@ -284,6 +290,7 @@ class Line:
         async with trio.open_nursery() as sources:
             for connection in self.connections:
                 sources.start_soon(connection.run)
+            sources.start_soon(self.fan_in.give_up_waiting)
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
@@ -439,10 +446,9 @@ class Line:
             on_hole=service.holes.note,
         )
 
-    def _plan_connections(self) -> list[Connection]:
+    def _make_fan_in(self) -> FanIn:
         service = self.service
-        settings = service.config.binance.connections
-        fan_in = FanIn(
+        return FanIn(
             self.intake,
             self.ends.records,
             service.dead_letters,
@@ -453,28 +459,43 @@ class Line:
             metrics=service.metrics,
             wall_ns=service.world.wall_ns,
         )
-        connects = connect_limit()
-        jitter = service.world.random if settings.backoff.jitter else None
+
+    def _plan_connections(self) -> list[Connection]:
+        settings = self.service.config.binance.connections
+        connects, rollovers = connect_limit(), rollover_pace()
         return [
-            Connection(
-                f"ws-{number}",
-                planned,
-                fan_in.consume,
-                url=parse_url(service.config.binance.websocket_url),
-                connect=service.world.connect,
-                backoff=Backoff(
-                    initial_s=settings.backoff.initial_s,
-                    max_s=settings.backoff.max_s,
-                    multiplier=settings.backoff.multiplier,
-                    jitter=jitter,
-                ),
-                connects=connects,
-                board=service.board,
-                metrics=service.metrics,
-                limits=FeedLimits(silence_s=settings.silence_limit_s),
-            )
+            self._make_connection(number, twin, planned, connects, rollovers)
             for number, planned in enumerate(plan_connections(self.subscriptions, settings.max_streams))
+            for twin in range(settings.redundancy)
         ]
+
+    def _make_connection(
+        self, number: int, twin: int, planned: Sequence[Subscription], connects: RateLimit, rollovers: RateLimit
+    ) -> Connection:
+        service = self.service
+        settings = service.config.binance.connections
+        share = f"ws-{number}"
+        return Connection(
+            f"{share}{'ab'[twin]}" if settings.redundancy > 1 else share,
+            planned,
+            self.fan_in,
+            url=parse_url(service.config.binance.websocket_url),
+            connect=service.world.connect,
+            backoff=Backoff(
+                initial_s=settings.backoff.initial_s,
+                max_s=settings.backoff.max_s,
+                multiplier=settings.backoff.multiplier,
+                jitter=service.world.random if settings.backoff.jitter else None,
+            ),
+            connects=connects,
+            rollovers=rollovers,
+            jitter=service.world.random,
+            board=service.board,
+            metrics=service.metrics,
+            limits=FeedLimits(silence_s=settings.silence_limit_s, rollover_after_s=settings.rollover_after_s),
+            share=share,
+            start_after_s=twin * TWIN_AFTER_S,
+        )
 
     async def _admit(self, begins: Sequence[Begin]) -> None:
         """Count subscriptions from their first live id on, before their first record goes on."""

@@ -1,12 +1,12 @@
-"""The one door into the line for all connections: what was read at once is decided on by the intake and handed on.
+"""The one door into the line for all feeds: what was read at once is decided on by the intake and handed on.
 
-Order is that of arrival, across connections too. Whoever calls must let a hand-over finish once it has begun (the feed
+Order is that of arrival, across feeds too. Whoever calls must let a hand-over finish once it has begun (the feed
 shields it), because its ids are counted as seen from then on.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from ingestor.channels import BatchSender
     from ingestor.core.binance import Control
-    from ingestor.core.intake import Accepted, Begin, Intake
-    from ingestor.core.model import Gap, Hole, RecordBatch
+    from ingestor.core.intake import Accepted, Begin, Inlet, Intake
+    from ingestor.core.model import Gap, Hole, RecordBatch, Subscription
     from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics
+
+LOOK_EVERY_S: Final = 0.05  # at what waits for another feed, for 0.2 s at least
+STALL_S: Final = 0.05  # a line that is full for longer has stalled the other feed as well
 
 
 class FanIn:
@@ -51,13 +54,43 @@ class FanIn:
         self._wall_ns = wall_ns
         self._turn = trio.Lock()  # fair, so that batches enter the line in the order in which they were decided on
 
-    async def consume(self, messages: list[bytes], received_s: float) -> Sequence[Control]:
-        """Take what one connection read at once; return the control messages found among it.
+    def open(self, subscriptions: Sequence[Subscription]) -> Inlet:
+        """Let one more feed in."""
+        return self._intake.open(subscriptions)
+
+    async def close(self, inlet: Inlet) -> None:
+        """Let a feed out after its last hand-over."""
+        await self._hand_on(self._intake.close(inlet, trio.current_time()))
+
+    async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
+        """Take what one feed read at once; return the control messages found among it.
 
         Waits while the line is full, which is how a slow Kinesis stalls the reader.
         """
         age_s = trio.current_time() - received_s
-        accepted = self._intake.accept(messages, received_s, (self._wall_ns() - round(age_s * 1e9)) // 1000)
+        received_us = (self._wall_ns() - round(age_s * 1e9)) // 1000
+        accepted = self._intake.accept(inlet, messages, received_s, received_us)
+        await self._hand_on(accepted)
+        return accepted.controls
+
+    async def give_up_waiting(self) -> NoReturn:
+        """Let go on what waited in vain for another feed, until cancelled.
+
+        What a stop finds on its way here claims nothing, so it belongs to the next task.
+        """
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            if self._intake.is_waiting and await self._has_room():
+                await self._hand_on(self._intake.settle(trio.current_time()))
+
+    async def _has_room(self) -> bool:
+        """Say whether the line takes records at once: the time in which nobody could hand on is no time of waiting."""
+        asked_s = trio.current_time()
+        async with self._turn:
+            return trio.current_time() - asked_s < STALL_S
+
+    async def _hand_on(self, accepted: Accepted) -> None:
+        """Send what was decided on, in the order of the decisions: call without a checkpoint after deciding."""
         self._report(accepted)
         async with self._turn:
             if accepted.begins:
@@ -66,7 +99,6 @@ class FanIn:
                 await self._dead_letters.write(accepted.poison)
             if accepted.batch is not None:
                 await self._line.send(accepted.batch)
-        return accepted.controls
 
     def _report(self, accepted: Accepted) -> None:
         for gap in accepted.gaps:

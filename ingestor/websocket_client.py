@@ -1,8 +1,11 @@
 """The live feed: one supervised task per connection keeps its subscriptions flowing, whatever the network does.
 
-Messages come in by the receive lane and leave through `consume`, a list at a time, in order and each exactly once. What
-the outside can do to a connection becomes `DisconnectedError`, is logged and counted, and the connection is opened
-again, later each time; a bug ends the process. Nothing is dropped here: a slow consumer stalls the reader.
+Messages come in by the receive lane and leave through the door of the line, a list at a time, in order and each exactly
+once. What the outside can do to a connection becomes `DisconnectedError`, is logged and counted, and the connection is
+opened again, later each time; a bug ends the process. Nothing is dropped here: a slow consumer stalls the reader.
+
+A connection whose end is foreseen (its age, an announced shutdown, streams that are dead on it) is replaced before it
+is closed, so that nothing is missing in between.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import ssl
 import urllib.parse
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import h11
 import structlog
@@ -25,24 +28,25 @@ from wsproto.frame_protocol import CloseReason
 from ingestor.core.binance import Ack, ServerShutdown, StreamError
 from ingestor.core.errors import DisconnectedError
 from ingestor.core.health import ConnectionFact
-from ingestor.core.rate_limit import control_pace
+from ingestor.core.rate_limit import RateLimit, control_pace
+from ingestor.core.rollover import ROLLOVER_PACE_S, Overlap, lifetime_s
 from ingestor.core.subscription import Subscribing
 from ingestor.frames import HandshakeRefusedError, ReceiveLane
 from ingestor.tls import TlsStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from random import Random
     from typing import Final, NoReturn, TypeAlias
 
     from ingestor.core.backoff import Backoff
     from ingestor.core.binance import Control
     from ingestor.core.health import ConnectionState, HealthBoard
+    from ingestor.core.intake import Inlet
     from ingestor.core.model import Subscription
-    from ingestor.core.rate_limit import RateLimit
     from ingestor.metrics import Metrics
 
     Connect: TypeAlias = "Callable[[], Awaitable[trio.abc.Stream]]"
-    Consume: TypeAlias = "Callable[[list[bytes], float], Awaitable[Sequence[Control]]]"
 
 log = structlog.get_logger()
 
@@ -65,6 +69,10 @@ LANE_LOSSES: Final = (DisconnectedError, trio.BrokenResourceError, trio.ClosedRe
 
 # A server that announces its end right after every connect must not use up the connects of all the others.
 SHUTDOWN_STORM_S: Final = 60.0
+OVERLAP_LOOK_S: Final = 0.1  # how often two feeds that overlap are compared
+
+SHUTDOWN: Final = "server shutdown announced"
+AGE: Final = "age"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +130,27 @@ class FeedLimits:
     acknowledge_s: float = 10.0
     silence_s: float = 30.0
     farewell_s: float = 3.0  # for a hand-over that a stop finds under way
+    close_s: float = 1.0  # for the venue's answer to our close frame
+    rollover_after_s: float = 82_800.0
 
 
 DEFAULT_LIMITS: Final = FeedLimits()
+
+
+class Door(Protocol):
+    """The way into the line, for messages of any number of feeds."""
+
+    def open(self, subscriptions: Sequence[Subscription]) -> Inlet:
+        """Let one more feed in."""
+        ...
+
+    async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
+        """Take what was read at once; return the control messages among it."""
+        ...
+
+    async def close(self, inlet: Inlet) -> None:
+        """Let a feed out after its last messages."""
+        ...
 
 
 class Farewell:
@@ -160,36 +186,78 @@ class Farewell:
 
 
 class Feed:
-    """One open connection, from the first byte to its loss; it never lives again."""
+    """One open connection, from the first byte to its end; it never lives again.
+
+    `inlet` is there from the first message on. `changed` is set when it `has_ended` or when somebody wants it replaced,
+    for the reason `to_replace`; whoever owns it decides what follows.
+    """
 
     def __init__(
         self,
         name: str,
         subscriptions: Sequence[Subscription],
-        consume: Consume,
+        door: Door,
         *,
         limits: FeedLimits,
         farewell: Farewell,
         fact: ConnectionFact,
         metrics: Metrics,
+        lifetime_s: float,
     ) -> None:
+        self.subscriptions = subscriptions
         self.subscribing = Subscribing(subscriptions)
+        self.fact = fact
+        self.inlet: Inlet | None = None
         self.had_data = False
+        self.ended = trio.Event()
+        self.loss: DisconnectedError | None = None
+        self.to_replace: str | None = None
+        self.changed = trio.Event()
         self._name = name
-        self._consume = consume
+        self._door = door
         self._limits = limits
         self._farewell = farewell
-        self._fact = fact
         self._metrics = metrics
+        self._lifetime_s = lifetime_s
         self._answered = trio.Event()
-        self._shutdown_announced = trio.Event()
+        self._asked_again = trio.Event()
+        self._retired = trio.Event()
 
     async def run(self, connect: Connect, url: VenueUrl) -> None:
-        """Stream until the venue announces that it will go away; DisconnectedError for every other end.
+        """Stream until it is retired or lost, which is noted as `loss`.
 
-        Whatever ends it, messages that were read are handed on before this returns or raises.
+        Whatever ends it, messages that were read are handed on before this returns.
         """
-        enter(self._fact, "connecting")
+        try:
+            await self._run(connect, url)
+        except DisconnectedError as loss:
+            self.loss = loss
+        finally:
+            enter(self.fact, "down")
+        self.ended.set()
+        self.changed.set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is closed, and all that it brought has been handed on."""
+        return self.ended.is_set()
+
+    def replace(self, reason: str) -> None:
+        """Ask for another feed to take the place of this one."""
+        self.to_replace = self.to_replace or reason
+        self.changed.set()
+
+    def retire(self) -> None:
+        """Close it: another one carries everything."""
+        self._retired.set()
+
+    def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
+        """End and begin anew the streams of `subscriptions`, which are granted but dead."""
+        self.subscribing.ask_again(subscriptions)
+        self._asked_again.set()
+
+    async def _run(self, connect: Connect, url: VenueUrl) -> None:
+        enter(self.fact, "connecting")
         lane = ReceiveLane(await self._open(connect), self._hand_over)
         losses: list[BaseException] = []
         try:
@@ -197,15 +265,16 @@ class Feed:
         except* (DisconnectedError, *CONNECTION_ERRORS) as group:
             losses = leaves(group)
         finally:
-            # Without a close handshake: its answer would have to be waited for, and proves nothing to either side.
+            # Without waiting for an answer: it proves nothing to either side.
             with trio.move_on_after(self._limits.farewell_s, shield=True):
                 await trio.aclose_forcefully(lane)
                 await self._hand_over(*lane.take_pending())  # shields itself, for as long as is right
+                await self._leave()
         if lane.error is not None:
             if not isinstance(lane.error, LANE_LOSSES):
                 raise lane.error  # a bug of the consumer, which trio-websocket has lost
             losses.append(lane.error)
-        if not self._shutdown_announced.is_set():
+        if not self._retired.is_set():
             raise clearest(losses)
 
     async def _open(self, connect: Connect) -> trio.abc.Stream:
@@ -220,12 +289,15 @@ class Feed:
     async def _live(self, lane: ReceiveLane, url: VenueUrl) -> None:
         async with trio.open_nursery() as nursery:
             socket = await self._shake_hands(nursery, lane, url)
-            enter(self._fact, "subscribing")
+            enter(self.fact, "subscribing")
             with self._metrics.connections_open.track_inprogress():
                 nursery.start_soon(self._watch_silence, lane)
                 nursery.start_soon(self._watch_close, socket)
+                nursery.start_soon(self._watch_age)
                 nursery.start_soon(self._subscribe, socket, lane)
-                await self._shutdown_announced.wait()
+                await self._retired.wait()
+                with trio.move_on_after(self._limits.close_s):
+                    await socket.aclose()
             nursery.cancel_scope.cancel()
 
     async def _shake_hands(
@@ -247,16 +319,23 @@ class Feed:
         await socket.get_message()
         raise AssertionError("a data message went past the receive lane")
 
-    async def _subscribe(self, socket: trio_websocket.WebSocketConnection, lane: ReceiveLane) -> None:
+    async def _watch_age(self) -> None:
+        await trio.sleep(self._lifetime_s)
+        self.replace(AGE)
+
+    async def _subscribe(self, socket: trio_websocket.WebSocketConnection, lane: ReceiveLane) -> NoReturn:
         """Ask for everything, at the pace the venue allows, and see that every message is answered in time."""
         pace = control_pace()
-        while not self.subscribing.is_settled:
+        while True:
             request = self.subscribing.next_request()
-            if request is None:
-                await self._wait_answer(lane)
-            else:
+            if request is not None:
                 await trio.sleep(pace.reserve(trio.current_time()))
                 await socket.send_message(request.message)
+            elif not self.subscribing.is_settled:
+                await self._wait_answer(lane)
+            else:
+                self._asked_again = trio.Event()
+                await self._asked_again.wait()
 
     async def _wait_answer(self, lane: ReceiveLane) -> None:
         """Wait for any answer; while the consumer is full the answer may lie unread, so that time does not count."""
@@ -271,16 +350,23 @@ class Feed:
     async def _hand_over(self, messages: list[bytes], received_s: float) -> None:
         if not messages:
             return
+        if self.inlet is None:
+            self.inlet = self._door.open(self.subscriptions)
         controls: Sequence[Control] = ()
         with self._farewell.protect() as scope:
-            controls = await self._consume(messages, received_s)
+            controls = await self._door.consume(self.inlet, messages, received_s)
         if scope.cancelled_caught:
             self._metrics.abandoned.labels(reason="stop").inc(len(messages))
             log.warning("messages_abandoned", connection=self._name, messages=len(messages))
-        self._fact.last_message_s = received_s
+        self.fact.last_message_s = received_s
         self.had_data = self.had_data or len(messages) > len(controls)
         for control in controls:
             self._act_on(control)
+
+    async def _leave(self) -> None:
+        if self.inlet is not None:
+            with self._farewell.protect():
+                await self._door.close(self.inlet)
 
     def _act_on(self, control: Control) -> None:
         match control:
@@ -292,11 +378,11 @@ class Feed:
                 report = log.error if given_up else log.info
                 report("subscription_refused", connection=self._name, code=code, text=text, given_up=given_up)
             case ServerShutdown():
-                self._shutdown_announced.set()
+                self.replace(SHUTDOWN)
         self._answered.set()
-        self._fact.acknowledged = self.subscribing.acknowledged
-        if self.subscribing.is_settled and self._fact.state != "live":
-            enter(self._fact, "live")
+        self.fact.acknowledged = self.subscribing.acknowledged
+        if self.subscribing.is_settled and self.fact.state != "live":
+            enter(self.fact, "live")
             log.info("subscribed", connection=self._name, subscriptions=self.subscribing.acknowledged)
 
 
@@ -335,68 +421,151 @@ def describe(loss: BaseException) -> str:
 
 
 class Connection:
-    """One connection that is opened again whenever it is lost."""
+    """One connection that is opened again whenever it is lost, and replaced before its end when that is foreseen.
+
+    `share` names what it carries, for readiness: connections of the same share stand in for each other. The first
+    attempt is made after `start_after_s`.
+    """
 
     def __init__(
         self,
         name: str,
         subscriptions: Sequence[Subscription],
-        consume: Consume,
+        door: Door,
         *,
         url: VenueUrl,
         connect: Connect,
         backoff: Backoff,
         connects: RateLimit,
+        rollovers: RateLimit,
+        jitter: Random,
         board: HealthBoard,
         metrics: Metrics,
         limits: FeedLimits = DEFAULT_LIMITS,
+        share: str = "",
+        start_after_s: float = 0.0,
     ) -> None:
         self.name = name
         self.subscriptions = tuple(subscriptions)
+        self.feed: Feed | None = None
+        self._door = door
         self._url = url
         self._connect = connect
         self._backoff = backoff
         self._connects = connects
+        self._rollovers = rollovers
+        self._jitter = jitter
+        self._board = board
         self._metrics = metrics
+        self._limits = limits
+        self._start_after_s = start_after_s
         self._farewell = Farewell(limits.farewell_s)
-        self._fact = board.connections[name] = ConnectionFact(subscriptions=len(self.subscriptions))
-        self._last_shutdown_s = -math.inf
-        self._new_feed = partial(
-            Feed, consume=consume, limits=limits, farewell=self._farewell, fact=self._fact, metrics=metrics
+        self._board.connections[name] = ConnectionFact(
+            subscriptions=len(self.subscriptions), share=share or name, since_s=trio.current_time()
         )
+        self._last_shutdown_s = -math.inf
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; reconnect after every loss, slower each time."""
-        enter(self._fact, "connecting")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._farewell.watch)
+            await trio.sleep(self._start_after_s)
+            feed = await self._begin(nursery)
             while True:
-                await trio.sleep(self._connects.reserve(trio.current_time()))
-                await trio.sleep(await self._live_once())
-                self._metrics.reconnections.inc()
+                self._go_on_with(feed)
+                await feed.changed.wait()
+                if feed.has_ended:
+                    await trio.sleep(self._delay_after_loss(feed))
+                    feed = await self._begin_again(nursery)
+                else:
+                    feed = await self._replace(feed, nursery)
 
-    async def _live_once(self) -> float:
-        """Live one life; return the seconds to wait before the next one."""
-        feed = self._new_feed(self.name, self.subscriptions)
-        loss: DisconnectedError | None = None
-        try:
-            await feed.run(self._connect, self._url)
-        except DisconnectedError as error:
-            loss = error
-        finally:
-            enter(self._fact, "down")
+    async def _begin(self, nursery: trio.Nursery) -> Feed:
+        """Open a feed, as soon as the venue's limit on connects allows; it is on its way when this returns."""
+        await trio.sleep(self._connects.reserve(trio.current_time()))
+        last = self._board.connections[self.name]
+        feed = Feed(
+            self.name,
+            self.subscriptions,
+            self._door,
+            limits=self._limits,
+            farewell=self._farewell,
+            fact=ConnectionFact(
+                subscriptions=len(self.subscriptions), share=last.share, last_message_s=last.last_message_s
+            ),
+            metrics=self._metrics,
+            lifetime_s=lifetime_s(self._limits.rollover_after_s, self._jitter),
+        )
+        nursery.start_soon(self._live, feed)
+        return feed
+
+    async def _begin_again(self, nursery: trio.Nursery) -> Feed:
+        feed = await self._begin(nursery)
+        self._metrics.reconnections.inc()
+        return feed
+
+    async def _live(self, feed: Feed) -> None:
+        await feed.run(self._connect, self._url)
         if feed.had_data:
             self._backoff.reset()  # data, not a handshake, proves the link healthy
-        delay_s = self._delay_after(loss)
-        cause = "server shutdown announced" if loss is None else str(loss)
-        log.warning("connection_lost", connection=self.name, cause=cause, delay_s=round(delay_s, 3))
+
+    def _go_on_with(self, feed: Feed) -> None:
+        self.feed = feed
+        self._board.connections[self.name] = feed.fact
+
+    def _delay_after_loss(self, feed: Feed) -> float:
+        """Return the seconds to wait, never less than the venue asked for."""
+        delay_s = self._backoff.next_delay()
+        if isinstance(feed.loss, HandshakeRefusedError):
+            delay_s = max(delay_s, feed.loss.retry_after_s)
+        log.warning("connection_lost", connection=self.name, cause=str(feed.loss), delay_s=round(delay_s, 3))
         return delay_s
 
-    def _delay_after(self, loss: DisconnectedError | None) -> float:
-        """Return the seconds to wait: none after an announced shutdown, and never less than the venue asked for."""
-        if loss is None:
-            previous_s, self._last_shutdown_s = self._last_shutdown_s, trio.current_time()
-            if self._last_shutdown_s - previous_s > SHUTDOWN_STORM_S:
-                return 0.0
-        delay_s = self._backoff.next_delay()
-        return max(delay_s, loss.retry_after_s) if isinstance(loss, HandshakeRefusedError) else delay_s
+    def _delay_before_replacing(self, reason: str) -> float:
+        """Return the seconds to wait: replacements for age keep apart, an announced shutdown waits for nobody."""
+        now = trio.current_time()
+        if reason == AGE:
+            return self._rollovers.reserve(now)
+        if reason != SHUTDOWN:
+            return 0.0
+        previous_s, self._last_shutdown_s = self._last_shutdown_s, now
+        return 0.0 if now - previous_s > SHUTDOWN_STORM_S else self._backoff.next_delay()
+
+    async def _replace(self, old: Feed, nursery: trio.Nursery) -> Feed:
+        """Return the feed to go on with: a new one that carries everything, or whichever is left."""
+        reason = old.to_replace or ""
+        delay_s = self._delay_before_replacing(reason)
+        log.info("connection_to_replace", connection=self.name, reason=reason, delay_s=round(delay_s, 3))
+        while not await self._ends_within(old, delay_s):
+            new = await self._begin_again(nursery)
+            await self._overlap(old, new)
+            if not new.has_ended or old.has_ended:
+                old.retire()
+                log.info("connection_replaced", connection=self.name, reason=reason)
+                return new
+            delay_s = self._delay_after_loss(new)
+        return old
+
+    async def _ends_within(self, feed: Feed, delay_s: float) -> bool:
+        """Wait; say whether `feed` ended meanwhile."""
+        with trio.move_on_after(delay_s):
+            await feed.ended.wait()
+        return feed.has_ended
+
+    async def _overlap(self, old: Feed, new: Feed) -> None:
+        """Wait until `new` carries everything, or either of the two has ended."""
+        overlap: Overlap | None = None
+        while not (old.has_ended or new.has_ended):
+            now = trio.current_time()
+            if overlap is not None and overlap.is_over(now):
+                if overlap.missing:
+                    log.warning("streams_not_carried_over", connection=self.name, streams=overlap.missing)
+                return
+            if overlap is None and old.inlet and new.inlet and new.subscribing.is_settled:
+                overlap = Overlap(old.inlet, new.inlet, now)
+            await trio.sleep(OVERLAP_LOOK_S)
+
+
+def rollover_pace() -> RateLimit:
+    """Return the pace that all connections of this process keep when they are replaced for their age."""
+    return RateLimit(1, ROLLOVER_PACE_S)

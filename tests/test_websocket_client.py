@@ -19,10 +19,11 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.binance import Ack, ServerShutdown, StreamError
 from ingestor.core.errors import DisconnectedError
 from ingestor.core.health import HealthBoard
+from ingestor.core.intake import Inlet, Intake
 from ingestor.core.model import Subscription
 from ingestor.core.rate_limit import RateLimit
 from ingestor.metrics import Metrics
-from ingestor.websocket_client import Connection, FeedLimits, VenueUrl, open_stream, parse_url
+from ingestor.websocket_client import Connection, FeedLimits, VenueUrl, open_stream, parse_url, rollover_pace
 from tests.fakes.venue import CLOSE, PING, FakeVenue, VenueSocket, frame, never, polite
 
 if TYPE_CHECKING:
@@ -40,12 +41,26 @@ class Consumer:
     """Keeps messages and reads controls as core/intake.py does; waits while `room` is not set."""
 
     def __init__(self) -> None:
+        self.intake = Intake([*BTC, *MANY])
+        self.inlets: list[Inlet] = []
         self.messages: list[str] = []
         self.room = trio.Event()
         self.room.set()
 
-    async def consume(self, messages: list[bytes], received_s: float) -> Sequence[Control]:
+    def open(self, subscriptions: Sequence[Subscription]) -> Inlet:
+        inlet = self.intake.open(subscriptions)
+        self.inlets.append(inlet)
+        return inlet
+
+    async def close(self, inlet: Inlet) -> None:
+        await trio.lowlevel.checkpoint()
+        self.inlets.remove(inlet)
+        self.intake.close(inlet, trio.current_time())
+
+    async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
         assert received_s <= trio.current_time()
+        assert inlet in self.inlets
+        self.intake.accept(inlet, messages, received_s, 0)
         await self.room.wait()
         controls: list[Control] = [control for message in messages if (control := as_control(message)) is not None]
         self.messages += [message.decode() for message in messages if as_control(message) is None]
@@ -82,11 +97,13 @@ class Bench:
         connection = Connection(
             "feed-1",
             subscriptions,
-            self.consumer.consume,
+            self.consumer,
             url=url or parse_url("ws://venue"),
             connect=connect or self.venue.connect,
             backoff=Backoff(initial_s=1.0, max_s=60.0, multiplier=2.0, jitter=None),
             connects=self.connects,
+            rollovers=rollover_pace(),
+            jitter=random.Random(1),
             board=self.board,
             metrics=self.metrics,
             limits=self.limits,
@@ -318,10 +335,13 @@ async def test_an_announced_shutdown_reconnects_at_once_but_not_twice_in_a_row(
         bench.start()
         start_s = trio.current_time()
         await trio.sleep(20)
-        assert bench.since(start_s) == [0, 5, 11]
+        assert bench.since(start_s) == [0, 5, 11.2]  # noticed once the first replacement is over
         assert bench.consumer.messages == [TRADE, TRADE]
         nursery.cancel_scope.cancel()
-    assert causes(log) == ["server shutdown announced"] * 2
+    assert [line["reason"] for line in log if line["event"] == "connection_to_replace"] == [
+        "server shutdown announced"
+    ] * 2
+    assert causes(log) == []
 
 
 async def test_connects_of_all_connections_share_the_limit_of_the_venue(autojump_clock: trio.testing.MockClock) -> None:
@@ -447,7 +467,7 @@ async def test_no_bytes_that_a_venue_can_send_crash_the_process(
         nursery.cancel_scope.cancel()
 
 
-async def consume_bytes(messages: list[bytes], received_s: float) -> Sequence[Control]:
+async def consume_bytes(inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
     assert all(isinstance(message, bytes) for message in messages)
     return ()
 
@@ -550,7 +570,9 @@ async def test_a_bug_in_the_consumer_ends_the_process(autojump_clock: trio.testi
 
     for bug, seen_as in ((OSError("disk full"), OSError), (trio.ClosedResourceError(), RuntimeError)):
 
-        async def consume(messages: list[bytes], received_s: float, bug: Exception = bug) -> Sequence[Control]:
+        async def consume(
+            inlet: Inlet, messages: list[bytes], received_s: float, bug: Exception = bug
+        ) -> Sequence[Control]:
             await trio.lowlevel.checkpoint()
             raise bug
 
@@ -571,7 +593,7 @@ async def test_a_bug_in_a_hand_over_that_outlives_its_connection_is_not_taken_fo
         await socket.read_request()
         await socket.send_text(TRADE)
 
-    async def consume(messages: list[bytes], received_s: float) -> Sequence[Control]:
+    async def consume(inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
         await trio.sleep(1)  # meanwhile the second SUBSCRIBE finds the connection cut
         raise OSError("disk full")
 

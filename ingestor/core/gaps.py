@@ -10,17 +10,13 @@ from collections import deque
 from enum import Enum
 from itertools import pairwise
 from math import inf
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final
 
 from ingestor.core.claims import Intervals, kline_ordinal
 from ingestor.core.model import Gap, Subscription
 
-T = TypeVar("T")
-
 _DEPTH_RESTART_MS: Final = 10_000  # two connections cut windows differently, so E alone proves nothing within seconds
 _LATE_BAR_GRACE_MS: Final = 5_000  # closing messages were seen up to 1.8 s after the end of their bar
-_HOLDBACK_S: Final = 0.2
-_HOLDBACK_ITEMS: Final = 1_000  # as many as one symbol was measured to trade in a second
 _MAX_RUNS: Final = 1_024  # pieces of missing ids kept for a subscription; more of them are joined and fetched twice
 
 
@@ -198,60 +194,6 @@ class KlineTracker:
 
 
 _CLOSED: Final = 2**63 - 1  # above any trade count
-
-
-class Release(NamedTuple, Generic[T]):
-    """Items that may go on now, in order, and the range of ids to report before them (or None)."""
-
-    items: list[T]
-    missing: tuple[int, int] | None
-
-
-class Holdback(Generic[T]):
-    """Ids of one subscription that arrive over several connections: what lies above a jump waits for what may come.
-
-    The first arrival of an id wins. An id above the expected one is held, at most 200 ms and a thousand of them,
-    because the other connection may bring what is missing; only then is the jump a gap. `now` is the monotonic clock
-    in seconds.
-    """
-
-    __slots__ = ("_held", "due_at", "expected")
-
-    def __init__(self, expected: int) -> None:
-        self.expected = expected
-        self.due_at = inf
-        self._held: dict[int, T] = {}
-
-    def offer(self, sequence: int, item: T, now: float) -> Release[T]:
-        """Take `item`; a sequence that was seen before is dropped."""
-        if sequence < self.expected or sequence in self._held:
-            return Release([], None)
-        self._held[sequence] = item
-        if sequence != self.expected:
-            if len(self._held) > _HOLDBACK_ITEMS:
-                return self._give_up(now)
-            self.due_at = min(self.due_at, now + _HOLDBACK_S)
-            return Release([], None)
-        return Release(self._run(now), None)
-
-    def expire(self, now: float) -> Release[T]:
-        """Give the oldest jump up if it is due: what is missing is reported, what waited behind it goes on."""
-        return self._give_up(now) if now >= self.due_at else Release([], None)
-
-    def _give_up(self, now: float) -> Release[T]:
-        lowest = min(self._held)
-        missing = (self.expected, lowest - 1)
-        self.expected = lowest
-        return Release(self._run(now), missing)
-
-    def _run(self, now: float) -> list[T]:
-        """Take out what follows on; whatever is left waits behind a jump of its own, from now on."""
-        items: list[T] = []
-        while self.expected in self._held:
-            items.append(self._held.pop(self.expected))
-            self.expected += 1
-        self.due_at = now + _HOLDBACK_S if self._held else inf
-        return items
 
 
 class PendingGaps:

@@ -21,13 +21,17 @@ Status: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
 
 @dataclass(slots=True)
 class ConnectionFact:
-    """One WebSocket connection: written by the task that supervises it. `since_s` is when it entered its state."""
+    """One WebSocket connection: written by the task that supervises it. `since_s` is when it entered its state.
+
+    Connections of the same `share` carry the same subscriptions, each one a stand-in for the others.
+    """
 
     state: ConnectionState = "connecting"
     since_s: float = 0.0
     last_message_s: float | None = None
     subscriptions: int = 0
     acknowledged: int = 0
+    share: str = ""
 
     @property
     def is_live(self) -> bool:
@@ -144,8 +148,15 @@ class HealthBoard:
             not self.stopping
             and self.live(now)
             and bool(self.connections)
-            and all(connection.is_live for connection in self.connections.values())
+            and all(self._is_carried(name) for name in self.connections)
             and self.sink.can_deliver
+        )
+
+    def _is_carried(self, name: str) -> bool:
+        """Say whether the subscriptions of this connection flow, on it or on one of the same share."""
+        share = self.connections[name].share
+        return self.connections[name].is_live or any(
+            bool(share) and fact.share == share and fact.is_live for fact in self.connections.values()
         )
 
     def has_started(self, now: float) -> bool:
@@ -189,7 +200,8 @@ class HealthBoard:
             silent_s = now - max(fact.since_s, fact.last_message_s or fact.since_s)
             if fact.state != "live":
                 text = f"{name} is {fact.state} for {now - fact.since_s:.0f} s"
-                yield Complaint(self._after_outage(fact.since_s, now), "websocket", text)
+                status = "degraded" if self._is_carried(name) else self._after_outage(fact.since_s, now)
+                yield Complaint(status, "websocket", text)
             elif not fact.is_live:
                 text = f"{name} has {fact.acknowledged} of {fact.subscriptions} subscriptions acknowledged"
                 yield Complaint("degraded", "websocket", text)

@@ -1,8 +1,8 @@
 """What is known live of every subscription, and what one read of messages means: records, gaps, lost books, poison.
 
-The one composer of the core: it decodes with `binance`, tracks with `gaps`, keeps the books of `book`. All connections
-of a task share it, so that an event which arrives twice is taken once. `accept` is the hot path of the service: one
-typed decode, one lookup and one method a message, and nothing else that is not a record.
+The one composer of the core: it decodes with `binance`, tracks with `gaps`, keeps the books of `book`. All feeds of a
+task share it, each by an inlet of its own, so that an event which arrives twice is taken once. `accept` is the hot path
+of the service: one typed decode, one lookup and one method a message, and nothing else that is not a record.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ingestor.core.binance import (
     trade_record,
 )
 from ingestor.core.book import BookState, OrderBook, PriceCache
+from ingestor.core.claims import kline_ordinal
 from ingestor.core.gaps import (
     DUPLICATE,
     FIRST,
@@ -38,12 +39,14 @@ from ingestor.core.gaps import (
     Verdict,
 )
 from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
+from ingestor.core.voices import NEVER, FirstCome, Led
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ingestor.core.binance import Combined, Control, DepthSnapshot, Event
     from ingestor.core.model import PoisonReason
+    from ingestor.core.voices import Shared, Voice
 
 RECORD_OVERHEAD_BYTES = 600  # what the objects of one record cost beside its raw message, about
 
@@ -60,6 +63,7 @@ class Begin(Struct, frozen=True):
 class Accepted(Struct):
     """What one read of messages came to; whoever asked acts on it."""
 
+    received_s: float
     records: list[MarketData] = field(default_factory=list[MarketData])
     raws: list[bytes] = field(default_factory=list[bytes])
     batch: RecordBatch | None = None
@@ -76,9 +80,9 @@ class Accepted(Struct):
         self.records.append(record)
         self.raws.append(raw)
 
-    def drop_duplicate(self, stream_type: str) -> None:
-        """Count an event that was seen before."""
-        self.duplicates[stream_type] = self.duplicates.get(stream_type, 0) + 1
+    def drop_duplicates(self, stream_type: str, count: int = 1) -> None:
+        """Count events that were seen before."""
+        self.duplicates[stream_type] = self.duplicates.get(stream_type, 0) + count
 
     def declare(
         self, subscription: Subscription, missing: tuple[int, int], reason: HoleReason, received_us: int
@@ -87,6 +91,13 @@ class Accepted(Struct):
         hole = Hole(subscription.kind, *missing, reason, received_us // 1000)
         self.holes.append((subscription.symbol, hole))
         self.take(hole_record(subscription.symbol, hole, received_us), b"")
+
+    def seal(self) -> Accepted:
+        """Put the records into the batch that they travel in."""
+        if self.records:
+            size_bytes = sum(map(len, self.raws)) + RECORD_OVERHEAD_BYTES * len(self.raws)
+            self.batch = RecordBatch(self.records, self.raws, self.received_s, size_bytes)
+        return self
 
 
 def hole_record(symbol: str, hole: Hole, received_us: int) -> MarketData:
@@ -109,6 +120,7 @@ def hole_record(symbol: str, hole: Hole, received_us: int) -> MarketData:
 class LiveTrades:
     """Trades of one symbol."""
 
+    has_joined = True
     __slots__ = ("received", "subscription", "symbol", "tracker")
 
     def __init__(self, subscription: Subscription) -> None:
@@ -125,11 +137,34 @@ class LiveTrades:
         verdict = self.tracker.accept(event.trade_id, event.trade_time)
         if verdict is not IN_ORDER:
             if verdict is DUPLICATE:
-                accepted.drop_duplicate("trade")
+                accepted.drop_duplicates("trade")
                 return True
             self._note(verdict, event, received_us, accepted)
         accepted.take(trade_record(event, received_us), raw)
         return True
+
+    def share(self, waiting: dict[Shared, None]) -> Shared:
+        """Prepare for a second feed."""
+        return FirstCome(self, waiting)
+
+    def id_of(self, event: Event) -> int:
+        """Return the trade id."""
+        return event.trade_id if type(event) is TradeEvent else NEVER
+
+    def jump_to(self, event: Event) -> int | None:
+        """Return the id of a trade that is above the expected one; None for what can be judged at once."""
+        if type(event) is TradeEvent and event.symbol == self.symbol and event.trade_id > self.tracker.expected >= 0:
+            return event.trade_id
+        return None
+
+    def is_past(self, event: Event) -> bool:
+        """Say whether a trade that had a higher id than expected is from before a restart of the ids."""
+        return type(event) is TradeEvent and event.trade_time < self.tracker.last_event_ms
+
+    def drop(self, count: int, accepted: Accepted) -> None:
+        """Count trades that another feed brought already."""
+        self.received += count
+        accepted.drop_duplicates("trade", count)
 
     def _note(self, verdict: Verdict, event: TradeEvent, received_us: int, accepted: Accepted) -> None:
         if verdict is GAP:
@@ -144,6 +179,7 @@ class LiveTrades:
 class LiveDepth:
     """Order book changes of one symbol, and its book."""
 
+    has_joined = True
     __slots__ = ("book", "received", "subscription", "symbol", "tracker")
 
     def __init__(self, subscription: Subscription, prices: PriceCache) -> None:
@@ -161,7 +197,7 @@ class LiveDepth:
         verdict = self.tracker.accept(event.first_update_id, event.final_update_id, event.event_time)
         if verdict is not IN_ORDER:
             if verdict is DUPLICATE:
-                accepted.drop_duplicate("depth")
+                accepted.drop_duplicates("depth")
                 return True
             self._note(verdict, event, received_us, accepted)
         book = self.book
@@ -170,6 +206,19 @@ class LiveDepth:
         bid, ask = book.best()
         accepted.take(depth_record(event, received_us, bid, ask), raw)
         return True
+
+    def share(self, waiting: dict[Shared, None]) -> Shared:
+        """Prepare for a second feed."""
+        return Led(self, waiting)
+
+    def own(self, event: Event) -> DepthEvent | None:
+        """Return the event if it is what the stream's name promises."""
+        return event if type(event) is DepthEvent and event.symbol == self.symbol else None
+
+    def drop(self, count: int, accepted: Accepted) -> None:
+        """Count diffs that were not needed."""
+        self.received += count
+        accepted.drop_duplicates("depth", count)
 
     def _note(self, verdict: Verdict, event: DepthEvent, received_us: int, accepted: Accepted) -> None:
         if verdict is GAP:
@@ -186,6 +235,7 @@ class LiveDepth:
 class LiveKlines:
     """Bars of one symbol and interval."""
 
+    has_joined = True
     __slots__ = ("interval", "last_event_ms", "received", "subscription", "symbol", "tracker")
 
     def __init__(self, subscription: Subscription) -> None:
@@ -205,7 +255,7 @@ class LiveKlines:
         open_ms = milliseconds(bar.open_time)
         verdict = self.tracker.accept(open_ms, bar.trade_count, received_us // 1000, closed=bar.closed)
         if verdict is DUPLICATE:
-            accepted.drop_duplicate("kline")
+            accepted.drop_duplicates("kline")
             return True
         self.last_event_ms = milliseconds(event.event_time)
         if verdict is GAP:
@@ -216,8 +266,44 @@ class LiveKlines:
         accepted.take(kline_record(event, received_us), raw)
         return True
 
+    def share(self, waiting: dict[Shared, None]) -> Shared:
+        """Prepare for a second feed."""
+        return FirstCome(self, waiting)
+
+    def id_of(self, event: Event) -> int:
+        """Return an id below all: a bar is sent again and again, so the first message of a feed is as good as all."""
+        del event
+        return -1
+
+    def jump_to(self, event: Event) -> int | None:
+        """Return the ordinal of a closed bar that is above the expected one; None for what can be judged at once."""
+        if type(event) is not KlineEvent or event.symbol != self.symbol or event.bar.interval != self.interval:
+            return None
+        ordinal = kline_ordinal(self.interval, milliseconds(event.bar.open_time))
+        return ordinal if event.bar.closed and ordinal > self.tracker.expected >= 0 else None
+
+    def is_past(self, event: Event) -> bool:
+        """Say no: bars are counted by the clock, and the clock does not begin again."""
+        del event
+        return False
+
+    def drop(self, count: int, accepted: Accepted) -> None:
+        """Count closed bars that another feed brought already."""
+        self.received += count
+        accepted.drop_duplicates("kline", count)
+
 
 Live: TypeAlias = LiveTrades | LiveDepth | LiveKlines
+
+
+class Inlet:
+    """The way in of one feed: for each stream its voice, or the live state itself while the feed carries it alone."""
+
+    __slots__ = ("streams", "subscriptions")
+
+    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+        self.subscriptions = tuple(subscriptions)
+        self.streams: dict[str, Voice] = {}
 
 
 class Intake:
@@ -227,12 +313,16 @@ class Intake:
         self._prices = PriceCache()
         self._streams: dict[str, Live] = {}
         self._depths: dict[str, LiveDepth] = {}
+        self._inlets: dict[str, list[Inlet]] = {}
+        self._shared: dict[str, Shared] = {}
+        self._waiting: dict[Shared, None] = {}
         for subscription in subscriptions:
             self._add(subscription)
 
     def _add(self, subscription: Subscription) -> None:
         live = self._live(subscription)
         self._streams[subscription.stream_name] = live
+        self._inlets[subscription.stream_name] = []
         if isinstance(live, LiveDepth):
             self._depths[subscription.symbol] = live
 
@@ -243,25 +333,75 @@ class Intake:
             return LiveDepth(subscription, self._prices)
         return LiveKlines(subscription)
 
-    def accept(self, messages: list[bytes], received_s: float, received_us: int) -> Accepted:
+    def open(self, subscriptions: Iterable[Subscription]) -> Inlet:
+        """Let one more feed in, which carries `subscriptions`; others may carry them too."""
+        inlet = Inlet(subscriptions)
+        for subscription in inlet.subscriptions:
+            name = subscription.stream_name
+            inlets = self._inlets[name]
+            if inlets:
+                inlet.streams[name] = self._share(name, inlets).join(has_all=False)
+            else:
+                inlet.streams[name] = self._streams[name]
+            inlets.append(inlet)
+        return inlet
+
+    def close(self, inlet: Inlet, received_s: float) -> Accepted:
+        """Let a feed out, after its last message; return what waited for it."""
+        accepted = Accepted(received_s)
+        for subscription in inlet.subscriptions:
+            name = subscription.stream_name
+            inlets = self._inlets[name]
+            inlets.remove(inlet)
+            if inlets:
+                shared = self._shared[name]
+                shared.leave(inlet.streams[name], accepted)
+                if len(inlets) == 1:
+                    self._unshare(name, shared, inlets[0], accepted)
+        return accepted.seal()
+
+    def settle(self, now: float) -> Accepted:
+        """Return what has waited for long enough for another feed; ask often while `is_waiting`."""
+        accepted = Accepted(now)
+        for shared in [each for each in self._waiting if not each.settle(accepted)]:
+            del self._waiting[shared]
+        return accepted.seal()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something waits for another feed."""
+        return bool(self._waiting)
+
+    def _share(self, name: str, inlets: list[Inlet]) -> Shared:
+        """Return what the feeds of a stream have in common; the first one has brought all there is so far."""
+        shared = self._shared.get(name)
+        if shared is None:
+            shared = self._shared[name] = self._streams[name].share(self._waiting)
+            inlets[0].streams[name] = shared.join(has_all=True)
+        return shared
+
+    def _unshare(self, name: str, shared: Shared, last: Inlet, accepted: Accepted) -> None:
+        shared.end(last.streams[name], accepted)
+        self._waiting.pop(shared, None)
+        del self._shared[name]
+        last.streams[name] = self._streams[name]
+
+    def accept(self, inlet: Inlet, messages: list[bytes], received_s: float, received_us: int) -> Accepted:
         """Take the messages of one read; `received_s` monotonic and `received_us` wall clock of their arrival."""
-        accepted = Accepted()
-        streams = self._streams
+        accepted = Accepted(received_s)
+        streams = inlet.streams
         for message in messages:
             try:
                 combined = decode_message(message)
-                live = streams[combined.stream]
+                stream = streams[combined.stream]
             except REFUSALS:
                 self._refused(message, received_us, accepted)
             except KeyError:
                 accepted.poison.append(_stray(combined, message, received_us))
             else:
-                if not live.accept(combined.data, message, received_us, accepted):
+                if not stream.accept(combined.data, message, received_us, accepted):
                     accepted.poison.append(_mismatch(combined, message, received_us))
-        if accepted.records:
-            size_bytes = sum(map(len, accepted.raws)) + RECORD_OVERHEAD_BYTES * len(accepted.raws)
-            accepted.batch = RecordBatch(accepted.records, accepted.raws, received_s, size_bytes)
-        return accepted
+        return accepted.seal()
 
     def begin_buffering(self, symbol: str) -> None:
         """Have the book of `symbol` keep its diffs from now on: a snapshot is on its way."""

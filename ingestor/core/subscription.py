@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,8 @@ MAX_SUBSCRIBE_BYTES: Final = 3_500
 MAX_SUBSCRIBE_NAMES: Final = 150
 
 DEPTH_SUFFIX: Final = "depth@100ms"
+
+Method: TypeAlias = Literal["SUBSCRIBE", "UNSUBSCRIBE"]
 
 
 def expand(symbols: Iterable[str], streams: Iterable[str], kline_intervals: Iterable[str]) -> list[Subscription]:
@@ -59,10 +61,10 @@ def plan_connections(subscriptions: Iterable[Subscription], max_streams: int) ->
     return [tuple(ordered[first:end]) for first, end in pairwise(bounds)]
 
 
-def subscribe_message(subscriptions: Sequence[Subscription], request_id: int) -> bytes:
+def subscribe_message(subscriptions: Sequence[Subscription], request_id: int, method: Method = "SUBSCRIBE") -> bytes:
     """Return the JSON text that asks for `subscriptions`; the venue answers with `request_id`."""
     params = [subscription.stream_name for subscription in subscriptions]
-    return msgspec.json.encode({"method": "SUBSCRIBE", "params": params, "id": request_id})
+    return msgspec.json.encode({"method": method, "params": params, "id": request_id})
 
 
 def split_for_messages(subscriptions: Iterable[Subscription]) -> list[tuple[Subscription, ...]]:
@@ -74,7 +76,7 @@ def split_for_messages(subscriptions: Iterable[Subscription]) -> list[tuple[Subs
         size_bytes = len(subscription.stream_name.encode()) + 3  # quotes and comma
         if not share or size_bytes > room_bytes or len(share) == MAX_SUBSCRIBE_NAMES:
             shares += [tuple(share)] if share else []
-            share, room_bytes = [], MAX_SUBSCRIBE_BYTES - len(subscribe_message((), 2**53))
+            share, room_bytes = [], MAX_SUBSCRIBE_BYTES - len(subscribe_message((), 2**53, "UNSUBSCRIBE"))
         share.append(subscription)
         room_bytes -= size_bytes
     return [*shares, tuple(share)] if share else shares
@@ -82,15 +84,16 @@ def split_for_messages(subscriptions: Iterable[Subscription]) -> list[tuple[Subs
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A SUBSCRIBE message that is to be sent, and what it asks for."""
+    """A message that is to be sent, and what it asks for."""
 
     id: int
     subscriptions: tuple[Subscription, ...]
+    method: Method = "SUBSCRIBE"
 
     @property
     def message(self) -> str:
         """The JSON text of it."""
-        return subscribe_message(self.subscriptions, self.id).decode()
+        return subscribe_message(self.subscriptions, self.id, self.method).decode()
 
 
 class Subscribing:
@@ -102,30 +105,43 @@ class Subscribing:
     """
 
     def __init__(self, subscriptions: Iterable[Subscription]) -> None:
-        self.acknowledged = 0
         self.refused: list[Subscription] = []
+        self._granted: set[Subscription] = set()
         self._next_id = 1
-        self._to_send = deque(split_for_messages(subscriptions))
-        self._unanswered: dict[int, tuple[Subscription, ...]] = {}
+        self._to_send = deque[tuple[Method, tuple[Subscription, ...]]]()
+        self._unanswered: dict[int, Request] = {}
+        self._ask("SUBSCRIBE", split_for_messages(subscriptions))
+
+    @property
+    def acknowledged(self) -> int:
+        """How many subscriptions were granted; asking for them again takes nothing away."""
+        return len(self._granted)
 
     @property
     def is_settled(self) -> bool:
         """Everything was sent and answered."""
         return not self._to_send and not self._unanswered
 
+    def ask_again(self, subscriptions: Iterable[Subscription]) -> None:
+        """Have streams that are granted but dead ended and begun anew."""
+        shares = split_for_messages(subscriptions)
+        self._ask("UNSUBSCRIBE", shares)
+        self._ask("SUBSCRIBE", shares)
+
     def next_request(self) -> Request | None:
         """Return the message to send now and count it as sent; None while there is nothing to ask."""
         if not self._to_send:
             return None
-        request = Request(self._next_id, self._to_send.popleft())
-        self._unanswered[request.id] = request.subscriptions
+        method, share = self._to_send.popleft()
+        request = self._unanswered[self._next_id] = Request(self._next_id, share, method)
         self._next_id += 1
         return request
 
     def acknowledge(self, request_id: int | str | None) -> None:
         """Note that the venue granted a message; an id that is not ours says nothing."""
-        if isinstance(request_id, int):
-            self.acknowledged += len(self._unanswered.pop(request_id, ()))
+        request = self._unanswered.pop(request_id, None) if isinstance(request_id, int) else None
+        if request is not None and request.method == "SUBSCRIBE":
+            self._granted.update(request.subscriptions)
 
     def refuse(self, request_id: int | str | None) -> tuple[Subscription, ...]:
         """Note that the venue refused a message; return the subscriptions that are given up with it.
@@ -135,10 +151,16 @@ class Subscribing:
         """
         if request_id is None:
             request_id = next(iter(self._unanswered), None)
-        share = self._unanswered.pop(request_id, ()) if isinstance(request_id, int) else ()
+        request = self._unanswered.pop(request_id, None) if isinstance(request_id, int) else None
+        if request is None or request.method == "UNSUBSCRIBE":
+            return ()
+        share = request.subscriptions
         if len(share) > 1:
             middle = len(share) // 2
-            self._to_send += [share[:middle], share[middle:]]
+            self._ask("SUBSCRIBE", [share[:middle], share[middle:]])
             return ()
         self.refused += share
         return share
+
+    def _ask(self, method: Method, shares: Iterable[tuple[Subscription, ...]]) -> None:
+        self._to_send += [(method, share) for share in shares]

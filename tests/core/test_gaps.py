@@ -1,4 +1,4 @@
-"""Every verdict of the trackers, the hold-back of two connections, and the account of what is missing."""
+"""Every verdict of the trackers, and the account of what is missing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from ingestor.core.gaps import (
     OVERLAP,
     RESTART,
     DepthTracker,
-    Holdback,
     KlineTracker,
     PendingGaps,
-    Release,
     TradeTracker,
 )
 from ingestor.core.model import Gap, Subscription
@@ -186,48 +184,6 @@ def test_months_are_counted_in_months() -> None:
     january, february, march = 1_704_067_200_000, 1_706_745_600_000, 1_709_251_200_000
     verdicts = [tracker.accept(open_ms, 1, 0, closed=True) for open_ms in (january, february, march)]
     assert verdicts == [FIRST, IN_ORDER, IN_ORDER]
-
-
-# --- two connections --------------------------------------------------------------------------------------------------
-
-
-def test_what_follows_on_goes_through_at_once() -> None:
-    """The first arrival wins; the second connection's is dropped."""
-    holdback = Holdback[str](5)
-    assert holdback.offer(5, "a", 0.0) == Release(["a"], None)
-    assert holdback.offer(5, "b", 0.0) == Release([], None)
-    assert holdback.due_at == inf
-
-
-def test_what_one_connection_skips_the_other_brings() -> None:
-    """Held ids leave in order as soon as the missing one comes: no gap."""
-    holdback = Holdback[int](5)
-    assert holdback.offer(7, 7, 1.0) == Release([], None)
-    assert holdback.offer(6, 6, 1.0) == Release([], None)
-    assert holdback.offer(6, 6, 1.0) == Release([], None)
-    assert holdback.due_at == 1.2
-    assert holdback.offer(5, 5, 1.1) == Release([5, 6, 7], None)
-    assert holdback.due_at == inf
-
-
-def test_a_jump_that_nobody_fills_is_a_gap_after_200_ms() -> None:
-    """What waited behind it leaves then; a second jump has its own time."""
-    holdback = Holdback[int](5)
-    holdback.offer(8, 8, 1.0)
-    holdback.offer(7, 7, 1.1)
-    holdback.offer(10, 10, 1.1)
-    assert holdback.expire(1.1) == Release([], None)
-    assert holdback.expire(1.2) == Release([7, 8], (5, 6))
-    assert holdback.due_at == 1.4
-    assert holdback.expire(1.4) == Release([10], (9, 9))
-
-
-def test_a_thousand_are_held_and_no_more() -> None:
-    """A burst behind a jump does not wait for the clock."""
-    holdback = Holdback[int](0)
-    released = [holdback.offer(i, i, 0.0) for i in range(1, 1_002)]
-    assert released[:-1] == [Release([], None)] * 1_000
-    assert released[-1] == Release(list(range(1, 1_002)), (0, 0))
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------

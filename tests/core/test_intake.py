@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ingestor.core.binance import Ack, DepthSnapshot, ServerShutdown, StreamError
-from ingestor.core.intake import Begin, Intake
+from ingestor.core.intake import Begin, Inlet, Intake
 from ingestor.core.model import Gap, Subscription
 
 TRADES = Subscription("BTCUSDT", "trade")
@@ -18,8 +18,16 @@ MINUTE = 60_000
 BAR = 1_790_000_000_000 // MINUTE  # ordinal of the running bar
 
 
-def an_intake() -> Intake:
-    return Intake([TRADES, DEPTH, KLINES])
+class OneFeed(Intake):
+    """An intake with one feed that carries everything."""
+
+    inlet: Inlet
+
+
+def an_intake(*subscriptions: Subscription) -> OneFeed:
+    intake = OneFeed(subscriptions or (TRADES, DEPTH, KLINES))
+    intake.inlet = intake.open(subscriptions or (TRADES, DEPTH, KLINES))
+    return intake
 
 
 def message(subscription: Subscription, **data: Any) -> bytes:
@@ -43,8 +51,8 @@ def bar(ordinal: int, *, trades: int = 1, closed: bool = False, interval: str = 
     return message(KLINES, e="kline", E=open_ms + 1, s="BTCUSDT", k={**k, **numbers})
 
 
-def accept(intake: Intake, *messages: bytes) -> Any:
-    return intake.accept(list(messages), 1.0, RECEIVED_US)
+def accept(intake: OneFeed, *messages: bytes) -> Any:
+    return intake.accept(intake.inlet, list(messages), 1.0, RECEIVED_US)
 
 
 def test_one_read_becomes_one_batch_in_order_with_its_raw_messages() -> None:
@@ -246,7 +254,7 @@ def test_control_messages_are_returned_to_their_connection() -> None:
 
 def test_what_was_received_and_seen_can_be_asked_for() -> None:
     """Counters and newest times are read by their owners when needed, not kept per message."""
-    intake = Intake([TRADES, DEPTH, KLINES, Subscription("BTCUSDT", "kline_5m")])
+    intake = an_intake(TRADES, DEPTH, KLINES, Subscription("BTCUSDT", "kline_5m"))
     accept(intake, trade(7), trade(8), bar(BAR), diff(1, 2))
     accept(intake, bar(BAR // 5, interval="5m").replace(b"kline_1m", b"kline_5m"))
     assert intake.received() == {("BTCUSDT", "trade"): 2, ("BTCUSDT", "kline"): 2, ("BTCUSDT", "depth"): 1}
