@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from uuid import UUID
 
 import boto3
 from botocore.config import Config as ClientConfig
@@ -37,6 +38,7 @@ from ingestor.core.model import EntryFailure, PutEntry
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mypy_boto3_glue.type_defs import SchemaIdTypeDef
     from mypy_boto3_kinesis.client import KinesisClient
     from mypy_boto3_kinesis.literals import ShardIteratorTypeType
     from mypy_boto3_kinesis.type_defs import (
@@ -111,6 +113,9 @@ STALE_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "
 _CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 
+GLUE_REGISTRY: Final = "default-registry"
+
+
 class ShardInfo(NamedTuple):
     """One shard; `closed` ones take no more records but may still hold some. Hash keys are inclusive."""
 
@@ -171,6 +176,24 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:
         raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
+
+
+def find_schema_version(settings: Kinesis, definition: str) -> UUID:
+    """Ask the Glue Schema Registry which version `definition` is; the schema has the name of the data stream.
+
+    That name and the default registry are where AWS' own serializers look (facts/aws.md §3.1). Raises `ConfigError`
+    when it is not there or cannot be asked: without its id nothing can be framed.
+    """
+    session = boto3.session.Session(region_name=settings.region)
+    client = session.client("glue", endpoint_url=settings.endpoint_url)
+    schema: SchemaIdTypeDef = {"RegistryName": GLUE_REGISTRY, "SchemaName": settings.stream_name}
+    try:
+        version = client.get_schema_by_definition(SchemaId=schema, SchemaDefinition=definition)
+    except (ClientError, BotoCoreError) as error:
+        where = f"{GLUE_REGISTRY}/{settings.stream_name}"
+        advice = f"register schemas/avro/market_data.avsc as {where}, and allow glue:GetSchemaByDefinition"
+        raise ConfigError([f"kinesis.encoding: {error}; {advice}"]) from error
+    return UUID(version["SchemaVersionId"])
 
 
 class KinesisApi:

@@ -26,6 +26,7 @@ from ingestor.reader import LATEST, OLDEST, ReadRecord, ShardPage, StreamReader,
 from ingestor.rest_client import RestClient
 from ingestor.serializer import Serializer, decode_heartbeat
 from ingestor.threads import open_threads
+from ingestor.world import schema_version_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +56,17 @@ def open_rest(settings: Binance) -> RestClient:
     return RestClient(settings.rest_url, settings.rest, metrics=metrics, wall_ns=time.time_ns, random=random)
 
 
+def open_serializer(settings: Kinesis) -> Serializer:
+    """Make what decodes the data stream, whichever header its records carry."""
+    return Serializer(framing=settings.encoding, schema_version_id=schema_version_id(settings))
+
+
 async def tail(
     config: Config, *, stream: str | None, as_json: bool, out: TextIO, open_stream: OpenStream = open_reader
 ) -> None:
     """Write every record of `stream` (the data stream by default) as it arrives, until interrupted."""
     reader = open_stream(config.kinesis, stream or config.kinesis.stream_name)
-    decode = Serializer().decode
+    decode = open_serializer(config.kinesis).decode
     write = json_line if as_json else plain_line
 
     async def show(page: ShardPage) -> None:
@@ -122,7 +128,7 @@ async def audit(
     try:
         report = await prove(
             reader,
-            Serializer().decode,
+            open_serializer(config.kinesis).decode,
             symbol=symbol,
             start_ms=start_ms,
             end_ms=end_ms,

@@ -7,20 +7,22 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from ingestor.aws import KinesisApi, KinesisSink, StreamClient, make_kinesis_client
+from ingestor.aws import KinesisApi, KinesisSink, StreamClient, find_schema_version, make_kinesis_client
 from ingestor.kinesis_producer import CALLS_IN_FLIGHT
 from ingestor.reader import StreamApi
+from ingestor.resources import read_schema
 from ingestor.threads import open_threads
 from ingestor.websocket_client import open_stream, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from uuid import UUID
 
     import httpx
     import trio
 
     from ingestor.aws import StreamSummary
-    from ingestor.config import Config
+    from ingestor.config import Config, Kinesis
     from ingestor.kinesis_producer import Sink
     from ingestor.threads import RunBlocking
 
@@ -36,7 +38,10 @@ class Streams(StreamApi, Protocol):
 
 
 class World(NamedTuple):
-    """What the service needs of the outside. `rest_transport` None is the network."""
+    """What the service needs of the outside.
+
+    `rest_transport` None is the network; `schema_version_id` is what the Glue Schema Registry calls our schema.
+    """
 
     connect: Callable[[], Awaitable[trio.abc.Stream]]
     rest_transport: httpx.AsyncBaseTransport | None
@@ -46,6 +51,7 @@ class World(NamedTuple):
     run_blocking: RunBlocking
     wall_ns: Callable[[], int]
     random: random.Random
+    schema_version_id: UUID | None = None
 
 
 def open_world(config: Config) -> World:
@@ -62,4 +68,10 @@ def open_world(config: Config) -> World:
         run_blocking=open_threads(1),
         wall_ns=time.time_ns,
         random=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
+        schema_version_id=schema_version_id(kinesis),
     )
+
+
+def schema_version_id(settings: Kinesis) -> UUID | None:
+    """Return what the Glue header has to carry, None for plain Avro; raises `ConfigError` if it cannot be found out."""
+    return find_schema_version(settings, read_schema("market_data")) if settings.encoding == "glue" else None

@@ -23,6 +23,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from botocore.stub import Stubber
 from botocore.validate import ParamValidationDecorator
+from moto import mock_aws
 
 from ingestor.aws import (
     KinesisApi,
@@ -32,12 +33,14 @@ from ingestor.aws import (
     StoredRecord,
     StreamClient,
     StreamSummary,
+    find_schema_version,
     make_kinesis_client,
     translate,
 )
 from ingestor.config import Kinesis
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
+from ingestor.resources import read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -331,3 +334,24 @@ def test_the_client_never_looks_at_the_region_of_the_environment(monkeypatch: py
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
     assert boto3.session.Session().region_name == "ap-south-1"
     assert make_kinesis_client(Kinesis(region="us-west-2")).meta.region_name == "us-west-2"
+
+
+def test_the_glue_registry_is_asked_for_the_version_of_our_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The id that frames every record is that of today's schema, under the name of the data stream."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    definition = read_schema("market_data")
+    with mock_aws():
+        glue = boto3.client("glue", region_name="us-east-1")
+        glue.create_registry(RegistryName="default-registry")
+        made = glue.create_schema(
+            RegistryId={"RegistryName": "default-registry"},
+            SchemaName="bitcoin-market-data",
+            DataFormat="AVRO",
+            Compatibility="FULL_ALL",
+            SchemaDefinition=definition,
+        )
+        found = find_schema_version(Kinesis(encoding="glue"), definition)
+        assert str(found) == made["SchemaVersionId"]
+        with pytest.raises(ConfigError, match=r"kinesis\.encoding: .*register schemas/avro/market_data\.avsc"):
+            find_schema_version(Kinesis(encoding="glue", stream_name="other"), definition)
