@@ -111,8 +111,6 @@ NO_ANSWER: Final[tuple[tuple[type[Exception], SinkFailure, str, bool], ...]] = (
 # A client keeps for good the credentials it was born with, or their absence: only a new client looks for them again.
 STALE_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "NoCredentials"})
 _CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-
-
 GLUE_REGISTRY: Final = "default-registry"
 
 

@@ -64,6 +64,6 @@ async def test_a_server_that_does_not_stop_is_killed() -> None:
     process = await trio.lowlevel.open_process([sys.executable, "-c", code], stdout=-1)
     assert process.stdout is not None
     await process.stdout.receive_some(1)
-    await kinesis._stop(process, limit_s=0.1)
+    await kinesis._stop(process)
     await process.stdout.aclose()
     assert process.returncode == -9
