@@ -241,7 +241,9 @@ class KinesisProducer:
         verdicts = []
         for parcel, failure in zip(call, answer, strict=True):
             reason = None if failure is None else retry_reason(failure)
-            parcel.refusals += reason == "other"
+            # A hole is sent for ever: given up too, its ids would be missing and nobody would know. No code that speaks
+            # of one entry is about what is in a hole; a call that is refused because of it still ends it.
+            parcel.refusals += reason == "other" and not parcel.declares
             verdict = judge(failure, parcel.refusals, self._retry.max_attempts)
             verdicts.append(verdict)
             if failure is not None and verdict == "never":

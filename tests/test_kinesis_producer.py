@@ -271,6 +271,21 @@ async def test_a_hole_that_is_refused_too_leaves_nothing_and_claims_nothing(auto
     assert bench.claims == []
 
 
+async def test_a_hole_that_is_refused_with_an_odd_code_is_sent_until_it_lands(autojump_clock: MockClock) -> None:
+    """Given up, it would leave ids that are neither delivered nor declared, for as long as the task lives."""
+
+    def odd(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        return [ODD] * len(entries)
+
+    bench = Bench(FakeKinesis([odd] * 20), **ADAPTIVE, retry=Retry(max_attempts=3, initial_s=0.1, max_s=1.0))
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(60.0)
+    assert [letter.raw for letter in bench.dead_letters.letters] == [b"1;"]
+    assert bench.kinesis.stored_by_key()["BTCUSDT"] == [b"hole poison 1-1"]
+    assert bench.claims == [Claim(TRADES, 1, 1)]
+
+
 async def test_an_outage_opens_the_breaker_which_probes_until_it_is_over(autojump_clock: MockClock) -> None:
     """Back-off, then one probe a timeout; everything is delivered in order afterwards."""
     kinesis = FakeKinesis([UNAVAILABLE] * 5, latency_s=0.5)
