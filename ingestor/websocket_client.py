@@ -69,6 +69,8 @@ LANE_LOSSES: Final = (DisconnectedError, trio.BrokenResourceError, trio.ClosedRe
 
 # A server that announces its end right after every connect must not use up the connects of all the others.
 SHUTDOWN_STORM_S: Final = 60.0
+
+LEAST_SLEEP_S: Final = 0.001
 OVERLAP_LOOK_S: Final = 0.1  # how often two feeds that overlap are compared
 
 SHUTDOWN: Final = "server shutdown announced"
@@ -311,7 +313,8 @@ class Feed:
     async def _watch_silence(self, lane: ReceiveLane) -> NoReturn:
         limit_s = self._limits.silence_s
         while (silent_s := lane.silent_s(trio.current_time())) < limit_s:  # noqa: ASYNC110 - time is awaited
-            await trio.sleep(limit_s - silent_s)
+            # What is left of a rounding may be too little to move the clock, and this would turn for ever.
+            await trio.sleep(max(limit_s - silent_s, LEAST_SLEEP_S))
         raise DisconnectedError(f"silent for {limit_s:g} s")
 
     async def _watch_close(self, socket: trio_websocket.WebSocketConnection) -> NoReturn:
