@@ -65,6 +65,7 @@ MISCONFIGURED: Final = 2
 # loop a fifth as long (architecture.md §9).
 SWITCH_INTERVAL_S: Final = 0.0005
 SWEEP_EVERY_S: Final = 1.0
+CLOSE_S: Final = 2.0  # for dead letters that no disk took until now
 TWIN_AFTER_S: Final = 5.0  # of two connections for the same subscriptions, the second one starts later
 AUTO_DISTRIBUTION: Final = (
     "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
@@ -126,11 +127,14 @@ async def serve(
     async with trio.open_nursery() as observers:
         task_status.started(await observers.start(service.observe))
         observers.start_soon(service.announce_stop, stop)
-        async with service.rest:
-            subscriptions = await service.find_subscriptions(stop)
-            if subscriptions:
-                await Line(service, subscriptions).run(stop)
-        await service.dead_letters.close()
+        try:
+            async with service.rest:
+                subscriptions = await service.find_subscriptions(stop)
+                if subscriptions:
+                    await Line(service, subscriptions).run(stop)
+        finally:
+            with trio.move_on_after(CLOSE_S, shield=True):
+                await service.dead_letters.close()
         observers.cancel_scope.cancel()
     log.info("stopped")
 

@@ -59,7 +59,7 @@ async def test_a_server_that_dies_at_once_is_reported(monkeypatch: pytest.Monkey
 
 
 async def test_a_server_that_does_not_stop_is_killed() -> None:
-    """SIGTERM first, SIGKILL when that is not heard."""
+    """SIGTERM would wait for clients that still hold a connection."""
     code = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     process = await trio.lowlevel.open_process([sys.executable, "-c", code], stdout=-1)
     assert process.stdout is not None
