@@ -187,7 +187,7 @@ class Service:
 
         Only selectors have to wait for the venue's list. Raises ConfigError when nothing is left to subscribe to.
         """
-        binance = self.config.binance
+        binance, shard = self.config.binance, self.config.shard
         symbols = list(binance.symbols)
         if has_selector(symbols):
             symbols = []
@@ -195,10 +195,14 @@ class Service:
                 nursery.start_soon(cancel_at, stop, nursery.cancel_scope)
                 symbols = await self.traded(binance.symbols)
                 nursery.cancel_scope.cancel()
-            if stop.is_set():
-                return []
-        shard = self.config.shard
-        return expand(share(symbols, shard.index, shard.count), binance.streams, binance.kline_intervals)
+        if stop.is_set():
+            return []
+        mine = share(symbols, shard.index, shard.count)
+        if not mine:
+            raise ConfigError(
+                [f"shard: none of the {len(symbols)} symbols falls to task {shard.index} of {shard.count}"]
+            )
+        return expand(mine, binance.streams, binance.kline_intervals)
 
     async def traded(self, names: Sequence[str]) -> list[str]:
         """Return the symbols that `names` stand for and the venue trades; retried until the venue answers."""

@@ -10,8 +10,11 @@ import pytest
 import trio
 
 from ingestor import app
+from ingestor.config import Shard
 from ingestor.core.errors import ConfigError
 from ingestor.core.model import Subscription
+from ingestor.core.sharding import share
+from ingestor.local.faults import FailRest
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.serializer import decode_heartbeat
@@ -131,6 +134,41 @@ async def test_a_venue_that_trades_nothing_of_what_is_asked_is_a_mistake_of_conf
     async with service.rest:
         with pytest.raises(ConfigError, match=r"binance\.symbols: the venue trades none of all:XYZ"):
             await service.traded(config.binance.symbols)
+
+
+async def test_a_task_without_a_share_says_so(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """More tasks than symbols is a mistake, not a task that looks healthy and carries nothing."""
+    world = MemoryWorld(["BTCUSDT"])
+    config = config_for(world, tmp_path)
+    for index in range(2):
+        service = app.Service(
+            config.model_copy(update={"shard": Shard(index=index, count=2)}), world.as_seen_by_a_service()
+        )
+        if share(config.binance.symbols, index, 2):
+            assert await service.find_subscriptions(trio.Event())
+        else:
+            with pytest.raises(ConfigError, match=rf"shard: none of the 1 symbols falls to task {index} of 2"):
+                await service.find_subscriptions(trio.Event())
+
+
+async def test_a_stop_ends_the_wait_for_the_symbols(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A signal during start-up is obeyed although the venue does not answer."""
+    world = MemoryWorld(["BTCUSDT"])
+    world.venue.suffer(FailRest(at_s=0, for_s=1e6, what="internal"))
+    config = config_for(world, tmp_path)
+    config = config.model_copy(update={"binance": config.binance.model_copy(update={"symbols": ("all:USDT",)})})
+    service = app.Service(config, world.as_seen_by_a_service())
+    stop = trio.Event()
+    async with service.rest, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 100)
+        nursery.start_soon(set_after, 90, stop)
+        assert await service.find_subscriptions(stop) == []
+        assert trio.current_time() - service.started_s == 90
+
+
+async def set_after(seconds: float, event: trio.Event) -> None:
+    await trio.sleep(seconds)
+    event.set()
 
 
 async def test_the_service_answers_probes_until_the_end(tmp_path: Path) -> None:
