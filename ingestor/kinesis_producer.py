@@ -1,9 +1,10 @@
 """Encoded records in, acknowledged claims out: forms calls of lanes, puts them, sends again only the part that failed.
 
-At-least-once, in order per partition key (`core/lanes.py` says how far), bounded in memory: while it holds
-`held_max_bytes` it does not receive, so the channels fill and the reader stalls. Nothing is claimed before Kinesis
-acknowledged it. What can never be delivered goes to the dead letter and leaves a `poison` hole in its place; what is
-still held when time is up is counted and left unclaimed, so that the next task fetches it.
+At-least-once, in order per partition key (`core/lanes.py` says how far), bounded in memory: beyond that records go to
+disk, if there is a spool. While it holds `held_max_bytes` and the disk takes no more it does not receive, so the
+channels fill and the reader stalls. Nothing is claimed before Kinesis acknowledged it. What can never be delivered goes
+to the dead letter and leaves a `poison` hole in its place; what is still held when time is up stays on disk for the
+next task, or else is counted and left unclaimed, so that the next task fetches it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
     from ingestor.channels import BatchReceiver
     from ingestor.config import Kinesis
+    from ingestor.core.claims import Intervals
     from ingestor.core.health import SinkFact
     from ingestor.core.lanes import Parcel
-    from ingestor.core.model import EntryFailure, EventType, HoleReason, PoisonReason
+    from ingestor.core.model import EntryFailure, EventType, HoleReason, PoisonReason, Subscription
     from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics, Stage
+    from ingestor.spool import OpenSpool, Spool
 
 log = structlog.get_logger()
 
@@ -77,10 +80,14 @@ class KinesisProducer:
         jitter: Random | None,
         held_max_bytes: int,
         farewell_s: float,
+        open_spool: OpenSpool | None = None,
         max_record_bytes: int = MAX_RECORD_BYTES,
         calls_in_flight: int = CALLS_IN_FLIGHT,
     ) -> None:
-        """`farewell_s` bounds what is still done for held records when the task is cancelled before its input ended."""
+        """`farewell_s` bounds what is still done for held records when the task is cancelled before its input ended.
+
+        Without `open_spool` there is no disk.
+        """
         self._sink = sink
         self._dead_letters = dead_letters
         self._encode_hole = encode_hole
@@ -113,10 +120,12 @@ class KinesisProducer:
         self._breaker = CircuitBreaker(
             settings.circuit_breaker.failure_threshold, settings.circuit_breaker.reset_timeout_s
         )
+        self._spool = None if open_spool is None else open_spool(self._lanes, memory_max_bytes=held_max_bytes)
         self._delays = new_delays()
         self._paused_until = -math.inf
         self._calls = 0
         self._ended = False
+        self._unsaved_records: int | None = None  # what neither Kinesis nor the disk has at the end
         self._last_put_at = math.inf
         self._waiting = trio.CancelScope()
 
@@ -124,6 +133,15 @@ class KinesisProducer:
         """Start no put after `moment` (of the loop's clock), so that a slow one still ends within the grace."""
         self._last_put_at = moment
         self._wake()
+
+    async def take_over(self) -> dict[Subscription, Intervals]:
+        """Take over what earlier tasks left on disk, to be delivered first; returns which ids that is.
+
+        Called before `run`, if at all.
+        """
+        held = {} if self._spool is None else await self._spool.open()
+        self._note_held()
+        return held
 
     async def run(
         self,
@@ -141,29 +159,39 @@ class KinesisProducer:
             try:
                 await self._pump(intake)
             finally:
-                if not self._ended:
-                    with trio.move_on_after(self._farewell_s, shield=True):
+                with trio.move_on_after(self._farewell_s, shield=True):
+                    if not self._ended:
                         self._ended = True
-                        self._admit_waiting(intake, math.inf)
+                        self._admit_waiting(intake, to_the_end=True)
                         await self._pump(intake)
+                    await self._leave()
 
     async def _pump(self, intake: BatchReceiver[EncodedBatch]) -> None:
         async with trio.open_nursery() as calls:
             while True:
+                if self._spool is not None:
+                    await self._use_spool(self._spool)
                 now = trio.current_time()
                 due_at = self._start_calls(calls, now)
                 if self._ended and not self._calls and self._is_over(now):
                     break
+                if self._spool is not None:
+                    due_at = min(due_at, self._spool.due_at)
                 batch: EncodedBatch | None = None
                 with trio.CancelScope(deadline=due_at) as self._waiting:
                     batch = await self._receive(intake)
                 if batch is not None:
-                    self._lanes.add(batch.records, batch.received_s, trio.current_time())
-                    self._admit_waiting(intake, self._held_max_bytes)
+                    self._admit(batch, trio.current_time())
+                    self._admit_waiting(intake)
+
+    async def _use_spool(self, spool: Spool) -> None:
+        spool.is_sink_away = self._breaker.state != "closed"
+        await spool.work()
+        self._note_held()
 
     async def _receive(self, intake: BatchReceiver[EncodedBatch]) -> EncodedBatch | None:
         """Wait for a batch, as long as there is room for one; a call that returns ends the wait in any case."""
-        if self._ended or self._lanes.held_bytes >= self._held_max_bytes:
+        if self._ended or not self._has_room():
             await trio.sleep_forever()
         try:
             return await intake.receive()
@@ -171,13 +199,21 @@ class KinesisProducer:
             self._ended = True
             return None
 
-    def _admit_waiting(self, intake: BatchReceiver[EncodedBatch], held_max_bytes: float) -> None:
+    def _has_room(self) -> bool:
+        return self._lanes.held_bytes < self._held_max_bytes if self._spool is None else self._spool.has_room
+
+    def _admit(self, batch: EncodedBatch, now: float) -> None:
+        if self._spool is None:
+            self._lanes.add(batch.records, batch.received_s, now)
+        else:
+            self._spool.admit(batch, now)
+
+    def _admit_waiting(self, intake: BatchReceiver[EncodedBatch], *, to_the_end: bool = False) -> None:
         """Take what is in the channel already, as far as there is room: one look at what can start serves it all."""
         now = trio.current_time()
         with suppress(trio.WouldBlock, trio.EndOfChannel):
-            while self._lanes.held_bytes < held_max_bytes:
-                batch = intake.receive_nowait()
-                self._lanes.add(batch.records, batch.received_s, now)
+            while to_the_end or self._has_room():
+                self._admit(intake.receive_nowait(), now)
         self._note_held()
 
     def _start_calls(self, calls: trio.Nursery, now: float) -> float:
@@ -197,7 +233,8 @@ class KinesisProducer:
 
     def _is_over(self, now: float) -> bool:
         """Nothing is held, or nothing more may be tried: an open breaker is not waited for at the end."""
-        return not self._lanes.held_bytes or now >= self._last_put_at or self._breaker.state == "open"
+        is_empty = not self._lanes.held_bytes and (self._spool is None or self._spool.is_drained)
+        return is_empty or now >= self._last_put_at or self._breaker.state == "open"
 
     async def _carry(self, call: list[Parcel]) -> None:
         """Bring one call to its end; cancelled half-way, its entries stay with their lanes, unclaimed."""
@@ -213,6 +250,8 @@ class KinesisProducer:
         finally:
             self._calls -= 1
             self._lanes.release(call)
+            if self._spool is not None:
+                self._spool.settle({parcel.lane.index for parcel in call})
             self._note_held()
             self._wake()
 
@@ -342,8 +381,14 @@ class KinesisProducer:
             self._metrics.latency.observe(stage, now - received_s, records)
 
     def _note_held(self) -> None:
-        self._fact.held_bytes = self._lanes.held_bytes
-        self._metrics.held_bytes.set(self._lanes.held_bytes)
+        held_bytes = self._lanes.held_bytes
+        if self._spool is not None:
+            held_bytes += self._spool.held_bytes
+            self._fact.spooled_bytes = self._spool.spooled_bytes
+            self._fact.spool_trouble = self._spool.trouble
+            self._metrics.spool_bytes.set(self._spool.spooled_bytes)
+        self._fact.held_bytes = held_bytes
+        self._metrics.held_bytes.set(held_bytes)
 
     def _note_breaker(self) -> None:
         if self._fact.breaker != self._breaker.state:
@@ -355,13 +400,21 @@ class KinesisProducer:
         """Have the pump look again at what can start."""
         self._waiting.deadline = -math.inf
 
+    async def _leave(self) -> None:
+        """Have what is left written to disk, if there is one."""
+        if self._spool is not None:
+            self._unsaved_records = await self._spool.leave()
+            self._note_held()
+
     def _report_end(self) -> None:
         """Count what is let go here: unclaimed, so the next task repairs it."""
-        if left := self._lanes.held_records:
+        left = self._lanes.held_records if self._unsaved_records is None else self._unsaved_records
+        if left:
             reason = "breaker_open" if self._breaker.state == "open" else "out_of_time"
             self._metrics.abandoned.labels(reason).inc(left)
             log.warning("records_abandoned", reason=reason, records=left)
-        log.info("producer_ended", calls=dict(self._lanes.triggers), abandoned=left)
+        spooled_bytes = self._fact.spooled_bytes
+        log.info("producer_ended", calls=dict(self._lanes.triggers), abandoned=left, spooled_bytes=spooled_bytes)
 
 
 def event_type_of(claim: Claim) -> EventType:

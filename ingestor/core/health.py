@@ -48,6 +48,8 @@ class SinkFact:
     last_failure_s: float | None = None
     configuration_error: str | None = None
     held_bytes: int = 0
+    spooled_bytes: int = 0
+    spool_trouble: str | None = None  # why the disk does not take records; memory does meanwhile
 
     @property
     def can_deliver(self) -> bool:
@@ -100,6 +102,8 @@ class KinesisReport(Struct, frozen=True):
     last_failure_age_s: float | None
     configuration_error: str | None
     held_bytes: int
+    spooled_bytes: int = 0
+    spool_trouble: str | None = None
 
 
 class Report(Struct, frozen=True):
@@ -183,6 +187,8 @@ class HealthBoard:
                 last_failure_age_s=age(self.sink.last_failure_s, now),
                 configuration_error=self.sink.configuration_error,
                 held_bytes=self.sink.held_bytes,
+                spooled_bytes=self.sink.spooled_bytes,
+                spool_trouble=self.sink.spool_trouble,
             ),
             heartbeat_age_s=age(self.heartbeat_acknowledged_s, now),
         )
@@ -221,6 +227,8 @@ class HealthBoard:
             yield Complaint(self._after_outage(success_s, now), "kinesis", text)
         elif sink.last_success_s is None:
             yield Complaint("degraded", "kinesis", "nothing delivered yet")
+        if sink.spool_trouble is not None:
+            yield Complaint("degraded", "spool", f"the disk fails, records wait in memory: {sink.spool_trouble}")
 
     def _heartbeat_complaints(self, now: float) -> Iterator[Complaint]:
         beat_s = self.since_s if self.heartbeat_acknowledged_s is None else self.heartbeat_acknowledged_s

@@ -1,7 +1,8 @@
 """The bytes of a spool segment: a header, then frames of records, each with a checksum, so that a torn tail shows.
 
-A frame carries what its records claim in front of them: a restart learns what is held without decoding any record. The
-header carries how far the segment was delivered; it is a hint that spares duplicates, and a wrong one is ignored.
+A frame carries when its records were received and what they claim in front of them: a restart learns what is held
+without decoding any record. The header carries how far the segment was delivered; it is a hint that spares duplicates,
+and a wrong one is ignored.
 """
 
 from __future__ import annotations
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
 MAGIC: Final = b"ingestor spool 1"
 HEADER: Final = Layout("<16sQ")
 DONE_AT: Final = len(MAGIC)  # where in the header the delivered offset stands
-FRAME: Final = Layout("<III")  # bytes of claims, bytes of records, CRC-32 of both
+FRAME: Final = Layout("<III")  # bytes of the head, bytes of the records, CRC-32 of both
 # Frames are what is read back at a time: small enough for 256 lanes at once, large enough to cost nothing each.
 FRAME_BYTES: Final = 65_536
 
 _encoder = msgspec.msgpack.Encoder()
-_claims = msgspec.msgpack.Decoder(list[Claim])
+_heads = msgspec.msgpack.Decoder(tuple[int, list[Claim]])
 _records = msgspec.msgpack.Decoder(list[tuple[str, bytes, Claim | None]])
 
 
 class BrokenFrameError(ValueError):
     """The bytes are not a frame, or not any more what was written."""
+
+
+class Content(NamedTuple):
+    """What is in a frame; `received_ms` is the wall clock when the oldest record of it arrived."""
+
+    received_ms: int
+    records: list[EncodedRecord]
 
 
 class Frame(NamedTuple):
@@ -58,9 +66,9 @@ def done_mark(done: int) -> bytes:
     return done.to_bytes(8, "little")
 
 
-def encode_frame(claims: Sequence[Claim], records: Iterable[EncodedRecord]) -> bytes:
-    """Make one frame of records and what they claim together."""
-    head = _encoder.encode(claims)
+def encode_frame(received_ms: int, claims: Sequence[Claim], records: Iterable[EncodedRecord]) -> bytes:
+    """Make one frame of records, when the oldest was received and what they claim together."""
+    head = _encoder.encode((received_ms, claims))
     body = _encoder.encode([(record.partition_key, record.data, record.claim) for record in records])
     return FRAME.pack(len(head), len(body), crc32(body, crc32(head))) + head + body
 
@@ -73,10 +81,11 @@ def frame_length(start: bytes) -> int:
     return FRAME.size + int(head) + int(body)
 
 
-def decode_frame(frame: bytes) -> list[EncodedRecord]:
-    """Return the records of a whole frame; raises `BrokenFrameError`."""
+def decode_frame(frame: bytes) -> Content:
+    """Return what is in a whole frame; raises `BrokenFrameError`."""
     head, _ = _checked(frame, 0)
-    return [EncodedRecord(*row) for row in _records.decode(frame[FRAME.size + head :])]
+    received_ms, _ = _heads.decode(frame[FRAME.size : FRAME.size + head])
+    return Content(received_ms, [EncodedRecord(*row) for row in _records.decode(frame[FRAME.size + head :])])
 
 
 def scan(data: bytes) -> Scan:
@@ -90,7 +99,7 @@ def scan(data: bytes) -> Scan:
     while end < len(data):
         try:
             head, length = _checked(view, end)
-            claims = _claims.decode(view[end + FRAME.size : end + FRAME.size + head])
+            _, claims = _heads.decode(view[end + FRAME.size : end + FRAME.size + head])
         except (BrokenFrameError, msgspec.DecodeError):
             break
         end += length
@@ -100,7 +109,7 @@ def scan(data: bytes) -> Scan:
 
 
 def _checked(data: bytes | memoryview, offset: int) -> tuple[int, int]:
-    """Return the bytes of claims and of the whole frame at `offset`, once its checksum is found right."""
+    """Return the bytes of the head and of the whole frame at `offset`, once its checksum is found right."""
     if len(data) < offset + FRAME.size:
         raise BrokenFrameError("the segment ends inside of a frame")
     head, body, checksum = FRAME.unpack_from(data, offset)
