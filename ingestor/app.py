@@ -43,6 +43,7 @@ from ingestor.reader import StreamReader
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
+from ingestor.silence_watch import SilenceWatch
 from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
@@ -264,6 +265,13 @@ class Line:
         )
         self.fan_in = self._make_fan_in()
         self.connections = self._plan_connections()
+        self.silence_watch = SilenceWatch(
+            self.connections,
+            self.intake,
+            service.rest,
+            report_gap=self.repair.report_gap,
+            wall_ns=service.world.wall_ns,
+        )
         service.metrics.count_messages_by(self.intake.received)
         service.metrics.watch_watermarks(self._lags)
         service.details["line"] = self.details
@@ -299,6 +307,7 @@ class Line:
             for connection in self.connections:
                 sources.start_soon(connection.run)
             sources.start_soon(self.fan_in.give_up_waiting)
+            sources.start_soon(self.silence_watch.run)
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)

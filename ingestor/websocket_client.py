@@ -244,6 +244,11 @@ class Feed:
         """Whether it is closed, and all that it brought has been handed on."""
         return self.ended.is_set()
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it is open, subscribed to everything, and not on its way out."""
+        return self.fact.state == "live" and self.to_replace is None
+
     def replace(self, reason: str) -> None:
         """Ask for another feed to take the place of this one."""
         self.to_replace = self.to_replace or reason

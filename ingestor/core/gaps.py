@@ -62,6 +62,15 @@ class TradeTracker:
             return IN_ORDER
         return self._out_of_order(trade_id, trade_ms)
 
+    def pass_over(self, trade_id: int, trade_ms: int) -> tuple[int, int] | None:
+        """Expect what follows `trade_id`, a trade of `trade_ms` that will not come; return the ids passed over."""
+        if not 0 <= self.expected <= trade_id:
+            return None
+        passed = (self.expected, trade_id)
+        self.expected = trade_id + 1
+        self.last_event_ms = max(self.last_event_ms, trade_ms)  # if it comes after all, it is a duplicate
+        return passed
+
     def _out_of_order(self, trade_id: int, trade_ms: int) -> Verdict:
         expected = self.expected
         if expected < 0:
@@ -153,6 +162,19 @@ class KlineTracker:
         if open_ms < self._newest_open_ms:
             return DUPLICATE
         return self._begin(open_ms, trade_count, now_ms)
+
+    @property
+    def newest(self) -> tuple[int, int]:
+        """The open time and the number of trades of the newest bar seen; above any number once it is closed."""
+        return self._newest_open_ms, self._newest_trades
+
+    def pass_over(self, running: int) -> tuple[int, int] | None:
+        """Expect the bar `running`, whose predecessors will not come; return the ordinals passed over."""
+        if not 0 <= self.expected < running:
+            return None
+        passed = (self.expected, running - 1)
+        self.expected = running
+        return passed
 
     def overdue(self, now_ms: int) -> tuple[int, int] | None:
         """Return the ordinals of bars whose closing message must be lost, once; None while there is nothing to miss."""

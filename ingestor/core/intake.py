@@ -41,6 +41,9 @@ from ingestor.core.gaps import (
 from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.core.voices import NEVER, FirstCome, Led
 
+# How far a subscription is: its newest id and 0; of bars the newest open time and its number of trades. Comparable.
+Position: TypeAlias = tuple[int, int]
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -147,6 +150,15 @@ class LiveTrades:
         """Prepare for a second feed."""
         return FirstCome(self, waiting)
 
+    @property
+    def position(self) -> Position:
+        """How far it is: by trade id."""
+        return self.tracker.expected - 1, 0
+
+    def pass_over(self, trade_id: int, event_ms: int) -> tuple[int, int] | None:
+        """Expect what follows `trade_id`; return the ids that are passed over."""
+        return self.tracker.pass_over(trade_id, event_ms)
+
     def id_of(self, event: Event) -> int:
         """Return the trade id."""
         return event.trade_id if type(event) is TradeEvent else NEVER
@@ -211,6 +223,11 @@ class LiveDepth:
         """Prepare for a second feed."""
         return Led(self, waiting)
 
+    @property
+    def position(self) -> Position:
+        """How far it is: by update id."""
+        return self.tracker.expected - 1, 0
+
     def own(self, event: Event) -> DepthEvent | None:
         """Return the event if it is what the stream's name promises."""
         return event if type(event) is DepthEvent and event.symbol == self.symbol else None
@@ -269,6 +286,16 @@ class LiveKlines:
     def share(self, waiting: dict[Shared, None]) -> Shared:
         """Prepare for a second feed."""
         return FirstCome(self, waiting)
+
+    @property
+    def position(self) -> Position:
+        """How far it is: by the newest bar and its number of trades."""
+        return self.tracker.newest
+
+    def pass_over(self, open_ms: int, event_ms: int) -> tuple[int, int] | None:
+        """Expect the bar of `open_ms`; return the ordinals that are passed over."""
+        del event_ms
+        return self.tracker.pass_over(kline_ordinal(self.interval, open_ms))
 
     def id_of(self, event: Event) -> int:
         """Return an id below all: a bar is sent again and again, so the first message of a feed is as good as all."""
@@ -424,6 +451,19 @@ class Intake:
             if missing is not None:
                 gaps.append(Gap(live.subscription, *missing, now_ms))
         return gaps
+
+    def position(self, subscription: Subscription) -> Position:
+        """Return how far a subscription is; below (0, 0) while nothing of it was seen."""
+        return self._streams[subscription.stream_name].position
+
+    def pass_over(self, subscription: Subscription, there: Position, event_ms: int, now_ms: int) -> Gap | None:
+        """Go on behind `there`, the venue's newest; return what has to be fetched now, because it will not come.
+
+        For trades and bars of which something was seen; `event_ms` is the venue's time of the trade `there`.
+        """
+        live = self._streams[subscription.stream_name]
+        missing = None if isinstance(live, LiveDepth) else live.pass_over(there[0], event_ms)
+        return Gap(subscription, *missing, now_ms) if missing else None
 
     def received(self) -> dict[tuple[str, str], int]:
         """Return how many messages were received, by symbol and stream type."""
