@@ -125,6 +125,11 @@ class ShardRange(NamedTuple):
     last: int
 
 
+def stream_of(call: Json) -> str:
+    """Return the name of the stream that a call is for."""
+    return str(call.get("StreamName") or call["StreamARN"].rpartition("/")[2])
+
+
 def hash_key(entry: Json) -> int:
     """Return an entry's place in the 128-bit space: its explicit hash key, or MD5 of its key (facts/aws.md §1.4)."""
     explicit = entry.get("ExplicitHashKey")
@@ -199,14 +204,14 @@ class Answer(NamedTuple):
 class FaultProxy:
     """Forwards to the engine at `engine_url`, failing as `faults` says; `journal` holds one entry per PutRecords call.
 
-    Open it with `open_fault_proxy`; `url` is what a producer is pointed at. `order` tells whether the producer kept
-    its own rules.
+    Open it with `open_fault_proxy`; `url` is what a producer is pointed at. `order_of` tells whether the producer of a
+    stream kept its own rules.
     """
 
     def __init__(self, engine_url: str, *, faults: Faults | None = None, seed: int = 0) -> None:
         self.faults = faults or Faults()
         self.journal: list[JournalEntry] = []
-        self.order = OrderWatch()
+        self._orders: dict[str, OrderWatch] = {}
         self.url = ""
         self._engine = httpx.AsyncClient(base_url=engine_url, timeout=30, trust_env=False)
         self._random = Random(seed)
@@ -235,6 +240,10 @@ class FaultProxy:
             yield
         finally:
             self._wanted.set()
+
+    def order_of(self, stream: str) -> OrderWatch:
+        """Return the watch over the calls for one stream."""
+        return self._orders.setdefault(stream, OrderWatch())
 
     def seen(self, error: str) -> int:
         """How many entries were given `error` so far."""
@@ -288,7 +297,7 @@ class FaultProxy:
         if not is_put:
             return await self._forward(headers, body)
         call = json.loads(body)
-        with self.order.call(call["Records"]) as keys:
+        with self.order_of(stream_of(call)).call(call["Records"]) as keys:
             return await self._put_records(headers, call, keys)
 
     async def _be_away(self, stream: trio.SocketStream, *, is_put: bool) -> None:
@@ -319,14 +328,14 @@ class FaultProxy:
             self.journal.append(JournalEntry(trio.current_time(), "cut", fates))
             raise CutConnectionError
         self.journal.append(JournalEntry(trio.current_time(), "answered", fates))
-        self.order.acknowledge(fates)
+        self.order_of(stream_of(call)).acknowledge(fates)
         self._watch_reshard(call, answers)
         failed = sum("ErrorCode" in answer for answer in answers)
         return Answer(200, json.dumps({"FailedRecordCount": failed, "Records": answers}).encode())
 
     async def _errors(self, headers: Mapping[str, str], call: Json) -> list[Json | None]:
         """Per entry the failure that Kinesis would answer, or None for those that go to the engine."""
-        stream = call.get("StreamName") or call["StreamARN"].rpartition("/")[2]
+        stream = stream_of(call)
         shards = await self._shards_of(stream, headers) if self.faults.shard_share is not None else []
         return [self._error(stream, shards, entry) for entry in call["Records"]]
 
@@ -369,7 +378,7 @@ class FaultProxy:
         return self._shards[stream]
 
     def _watch_reshard(self, call: Json, answers: Sequence[Json]) -> None:
-        stream = call.get("StreamName", "")
+        stream = stream_of(call)
         known = {shard.shard_id for shard in self._shards.get(stream, ())}
         if any(answer["ShardId"] not in known for answer in answers if "ShardId" in answer):
             self._shards.pop(stream, None)  # asked again before the next call

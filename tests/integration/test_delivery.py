@@ -68,10 +68,11 @@ async def assert_all_is_there(
     assert line.fact.held_bytes == 0
 
 
-def assert_order_rules_were_kept(proxy: FaultProxy) -> None:
+def assert_order_rules_were_kept(proxy: FaultProxy, stream: str) -> None:
     """Look at every call: one in flight for each route, and nothing newer before what is still owed."""
-    assert proxy.order.overtaken == []
-    assert proxy.order.overlapping == []
+    order = proxy.order_of(stream)
+    assert order.overtaken == []
+    assert order.overlapping == []
 
 
 @pytest.mark.parametrize("aggregation", ["kpl", "none"])
@@ -89,7 +90,7 @@ async def test_nothing_is_missing_and_order_is_kept(
         await assert_all_is_there(
             line, engine_url, settings, per_symbol, duplicates_allowed=bool(FAULTS[fault].cut_calls)
         )
-    assert_order_rules_were_kept(proxy)
+    assert_order_rules_were_kept(proxy, stream)
     assert_it_really_failed(proxy, FAULTS[fault])
 
 
@@ -115,7 +116,7 @@ async def test_a_hot_shard_slows_the_line_and_loses_nothing(
             await line.deliver(per_symbol)
         await assert_all_is_there(line, engine_url, settings, per_symbol)
     assert proxy.seen("ProvisionedThroughputExceededException") > 0
-    assert_order_rules_were_kept(proxy)
+    assert_order_rules_were_kept(proxy, stream)
 
 
 @pytest.mark.parametrize("outage", ["cut", "hang", "refuse"])
@@ -133,7 +134,7 @@ async def test_an_outage_opens_the_breaker_and_everything_arrives_after_it(
                 await be_away(proxy, line, outage)
         await assert_all_is_there(line, engine_url, settings, 100)
     assert line.fact.breaker == "closed"
-    assert_order_rules_were_kept(proxy)
+    assert_order_rules_were_kept(proxy, stream)
 
 
 async def be_away(proxy: FaultProxy, line: Line, outage: Literal["cut", "hang", "refuse"]) -> None:

@@ -27,7 +27,7 @@ class Rig:
 
     def __init__(self, proxy: FaultProxy, engine_url: str, stream: str) -> None:
         self.proxy = proxy
-        self._stream = stream
+        self.stream = stream
         self._direct = client_of(engine_url)
         self._proxied: KinesisClient = client_of(proxy.url, attempts=1, read_timeout_s=0.5)
 
@@ -35,7 +35,7 @@ class Rig:
         """Put all payloads under one key in one call."""
         records: Any = [{"Data": data, "PartitionKey": key} for data in payloads]
         return await trio.to_thread.run_sync(
-            partial(self._proxied.put_records, StreamName=self._stream, Records=records)
+            partial(self._proxied.put_records, StreamName=self.stream, Records=records)
         )
 
     async def stored(self) -> list[bytes]:
@@ -44,7 +44,7 @@ class Rig:
 
     def _read(self) -> list[bytes]:
         start = self._direct.get_shard_iterator(
-            StreamName=self._stream, ShardId="shardId-000000000000", ShardIteratorType="TRIM_HORIZON"
+            StreamName=self.stream, ShardId="shardId-000000000000", ShardIteratorType="TRIM_HORIZON"
         )
         return [record["Data"] for record in self._direct.get_records(ShardIterator=start["ShardIterator"])["Records"]]
 
@@ -142,8 +142,9 @@ async def test_it_notices_a_producer_that_overtakes_itself(rig: Rig) -> None:
     await rig.put(b"one")
     rig.proxy.heal()
     await rig.put(b"one")
-    assert rig.proxy.order.overtaken == []
+    order = rig.proxy.order_of(rig.stream)
+    assert order.overtaken == []
     rig.proxy.set(failed_entries=1.0)
     await rig.put(b"two")
     await rig.put(b"three")
-    assert rig.proxy.order.overtaken == ["BTCUSDT"]
+    assert order.overtaken == ["BTCUSDT"]
