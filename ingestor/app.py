@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import uuid
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -19,11 +18,11 @@ import trio
 
 from ingestor import __version__, health_check, logs
 from ingestor.channels import open_batch_channel
+from ingestor.cloudwatch import Publisher
 from ingestor.core.backoff import Backoff
 from ingestor.core.claims import Coverage
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.health import HealthBoard
-from ingestor.core.held import Held
 from ingestor.core.intake import Intake, hole_record
 from ingestor.core.lag import WatermarkLag
 from ingestor.core.model import Gap, Hole
@@ -46,7 +45,6 @@ from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
 from ingestor.silence_watch import SilenceWatch
-from ingestor.spool import Spool, SpoolFiles
 from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
@@ -54,12 +52,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ingestor.channels import BatchReceiver, BatchSender
+    from ingestor.cloudwatch import MetricsOutlet
     from ingestor.config import Config
     from ingestor.core.intake import Begin
     from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, HoleReason, RecordBatch, Subscription
     from ingestor.core.rate_limit import RateLimit
     from ingestor.core.resume import Resumed
-    from ingestor.spool import OpenSpool
     from ingestor.world import World
 
 log = structlog.get_logger()
@@ -179,8 +177,20 @@ class Service:
             url = await nursery.start(health_check.serve, observed, health.host, health.port)
             await nursery.start(watch_loop, self.board, self.metrics, self.rates)
             nursery.start_soon(self.dead_letters.keep_trying)
+            if self.world.metrics_outlet is not None:
+                nursery.start_soon(self._publisher(self.world.metrics_outlet).run)
             log.info("started", version=__version__, health=url)
             task_status.started(url)
+
+    def _publisher(self, outlet: MetricsOutlet) -> Publisher:
+        service, shard = self.config.service, self.config.shard
+        return Publisher(
+            self.metrics,
+            outlet,
+            dimensions=(("Service", service.name), ("Environment", service.environment), ("Shard", str(shard.index))),
+            interval_s=self.config.metrics.cloudwatch.interval_s,
+            wall_ns=self.world.wall_ns,
+        )
 
     async def announce_stop(self, stop: trio.Event) -> None:
         """Be not ready from the first instant of a stop."""
@@ -246,7 +256,6 @@ class Line:
         self.subscriptions = subscriptions
         self.stopped_s: float | None = None  # when the grace began: sources take time to end
         self.coverage = Coverage()
-        self.held = Held()
         self.lag = WatermarkLag()
         self.intake = Intake(subscriptions)
         self.ends = self._open_channels()
@@ -287,7 +296,6 @@ class Line:
         timeouts = self.service.config.kinesis.timeouts
         plan = StopPlan.within(grace_s, timeouts.connect_s + timeouts.read_s)
         crash: Exception | None = None
-        self.held.take_over(await self.producer.take_over())
         async with trio.open_nursery() as beating:
             await beating.start(self.beats.run)
             async with trio.open_nursery() as delivery:
@@ -375,26 +383,14 @@ class Line:
 
     def _take_up(self, answer: Resumed) -> None:
         now_ms = self.service.world.wall_ns() // 1_000_000
-        subscription = answer.subscription
-        missing = self.held.settle(subscription, answer.missing, is_restarted=answer.is_restarted)
-        self.coverage.acknowledge(self.held.acknowledged(subscription))
-        for first, last in missing:
+        for first, last in answer.missing:
             self.repair.report_gap(Gap(answer.subscription, first, last, now_ms))
         origin = self.coverage[answer.subscription].origin
         if answer.is_restarted and origin > 0:
             self.repair.report_restart(Gap(answer.subscription, 0, origin - 1, now_ms))
 
     def _acknowledged(self, claims: Sequence[Claim]) -> None:
-        self.coverage.acknowledge(self.held.acknowledge(claims))
-
-    def _ask_for_lost(self) -> None:
-        """Have fetched, or declared, what the spool lost; it has nothing else left to deliver."""
-        self.held.forget()
-        now_ms = self.service.world.wall_ns() // 1_000_000
-        for subscription, entry in self.coverage.items():
-            if entry.settled and entry.covered:
-                for first, last in entry.missing(entry.covered.highest):
-                    self.repair.report_gap(Gap(subscription, first, last, now_ms))
+        self.coverage.acknowledge(claims)
 
     def _encode_hole(self, claim: Claim, reason: HoleReason) -> EncodedRecord:
         now_us = self.service.world.wall_ns() // 1000
@@ -443,22 +439,6 @@ class Line:
             jitter=world.random,
             held_max_bytes=config.spool.memory_max_bytes,
             farewell_s=config.kinesis.timeouts.connect_s + config.kinesis.timeouts.read_s,
-            open_spool=self._spool_opener(),
-        )
-
-    def _spool_opener(self) -> OpenSpool | None:
-        config, world = self.service.config, self.service.world
-        if config.spool.directory is None:
-            return None
-        files = SpoolFiles(
-            config.spool.directory,
-            "\n".join(self.author.identity),
-            lanes=config.kinesis.lanes,
-            max_bytes=config.spool.max_bytes,
-            wall_ns=world.wall_ns,
-        )
-        return partial(
-            Spool, files=files, run_blocking=world.run_blocking, wall_ns=world.wall_ns, on_lost=self._ask_for_lost
         )
 
     def _make_beats(self) -> HeartbeatWriter:

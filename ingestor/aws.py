@@ -1,4 +1,4 @@
-"""boto3's only home: builds the Kinesis clients, crosses into threads, translates every error of AWS into `SinkError`.
+"""boto3's only home: builds the clients, crosses into threads, translates every error of AWS into `SinkError`.
 
 Clients are made once, in the main thread, and shared by all calls: a client is thread-safe, building one is not
 (facts/aws.md §1.8). botocore never retries here: order, deadlines and the count of duplicates are the caller's, so the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import boto3
@@ -32,12 +32,15 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from ingestor.core.datums import MAX_DATUMS
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mypy_boto3_cloudwatch.client import CloudWatchClient
+    from mypy_boto3_cloudwatch.type_defs import MetricDatumTypeDef
     from mypy_boto3_glue.type_defs import SchemaIdTypeDef
     from mypy_boto3_kinesis.client import KinesisClient
     from mypy_boto3_kinesis.literals import ShardIteratorTypeType
@@ -49,10 +52,12 @@ if TYPE_CHECKING:
     )
 
     from ingestor.config import Kinesis
+    from ingestor.core.datums import Datum
     from ingestor.core.errors import SinkFailure
     from ingestor.threads import RunBlocking
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 # What a failed call means, by the code that AWS sends (facts/aws.md §1.6; botocore 1.44's Kinesis model and the common
 # errors of the AWS JSON protocols, read 2026-11-22). A code that is not here is `transient` from 500 upward, else
@@ -194,20 +199,39 @@ def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     return UUID(version["SchemaVersionId"])
 
 
-class KinesisApi:
-    """The crossing: a client and the threads in which its calls run; writers and readers share one."""
+def make_cloudwatch_client(region: str, *, timeout_s: float) -> CloudWatchClient:
+    """Build a client that takes at most twice `timeout_s` (connect, read) for a call; raises `ConfigError`.
 
-    def __init__(self, open_client: Callable[[], KinesisClient], run_blocking: RunBlocking) -> None:
+    `AWS_ENDPOINT_URL_CLOUDWATCH` leads it to another endpoint.
+    """
+    config = ClientConfig(
+        retries={"mode": "standard", "total_max_attempts": 1},  # the next interval tries again, with more to say
+        connect_timeout=timeout_s,
+        read_timeout=timeout_s,
+        max_pool_connections=1,
+    )
+    try:
+        return boto3.session.Session(region_name=region).client("cloudwatch", config=config)
+    except InvalidRegionError as error:
+        raise ConfigError([f"kinesis.region: {error}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"AWS_ENDPOINT_URL_CLOUDWATCH: {error}"]) from error
+
+
+class AwsApi(Generic[C]):
+    """The crossing: a client and the threads in which its calls run."""
+
+    def __init__(self, open_client: Callable[[], C], run_blocking: RunBlocking) -> None:
         """Open the client, and again when its credentials have expired or it found none: botocore never looks again."""
         self._open_client = open_client
         self._client = open_client()
         self._run_blocking = run_blocking
 
-    async def call(self, request: Callable[[KinesisClient], T]) -> T:
+    async def call(self, request: Callable[[C], T]) -> T:
         """Run `request` in a worker thread, never abandoned; whatever AWS or the network answers raises `SinkError`."""
         return await self._run_blocking(partial(self._call, request))
 
-    def _call(self, request: Callable[[KinesisClient], T]) -> T:
+    def _call(self, request: Callable[[C], T]) -> T:
         try:
             return request(self._client)
         except (ClientError, BotoCoreError, ResponseParserError) as error:
@@ -215,6 +239,28 @@ class KinesisApi:
             if failure.code in STALE_CREDENTIALS:
                 self._client = self._open_client()
             raise failure from error
+
+
+class KinesisApi(AwsApi["KinesisClient"]):
+    """The crossing to Kinesis; writers and readers share one."""
+
+
+class CloudWatchSink:
+    """Puts datums into one namespace, in as few calls as they need."""
+
+    def __init__(self, api: AwsApi[CloudWatchClient], namespace: str) -> None:
+        self._api = api
+        self._namespace = namespace
+
+    async def publish(self, datums: Sequence[Datum], at_ms: int) -> None:
+        """Send `datums` as of `at_ms`; raises `SinkError`. botocore compresses what is worth it."""
+        at = dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC)
+        wire = [_wire_datum(datum, at) for datum in datums]
+        for start in range(0, len(wire), MAX_DATUMS):
+            await self._api.call(partial(self._put, data=wire[start : start + MAX_DATUMS]))
+
+    def _put(self, client: CloudWatchClient, data: list[MetricDatumTypeDef]) -> None:
+        client.put_metric_data(Namespace=self._namespace, MetricData=data)
 
 
 class KinesisSink:
@@ -327,6 +373,17 @@ def _wire_entry(entry: PutEntry) -> PutRecordsRequestEntryTypeDef:
     if entry.explicit_hash_key is None:
         return {"Data": entry.data, "PartitionKey": entry.partition_key}
     return {"Data": entry.data, "PartitionKey": entry.partition_key, "ExplicitHashKey": entry.explicit_hash_key}
+
+
+def _wire_datum(datum: Datum, at: dt.datetime) -> MetricDatumTypeDef:
+    return {
+        "MetricName": datum.name,
+        "Unit": datum.unit,
+        "Timestamp": at,
+        "Dimensions": [{"Name": name, "Value": value} for name, value in datum.dimensions],
+        "Values": datum.values,
+        "Counts": datum.counts,
+    }
 
 
 def _stored_record(record: RecordTypeDef) -> StoredRecord:

@@ -233,6 +233,9 @@ class Metrics:
             "records_abandoned", "Records let go at stop, unclaimed.", ["reason"], registry=registry
         )
         self.beats = Counter("heartbeats", "Heartbeats written.", ["outcome"], registry=registry)
+        self.publications = Counter(
+            "cloudwatch_publications", "Sendings of metrics to CloudWatch.", ["outcome"], registry=registry
+        )
 
     def _completeness(self, registry: CollectorRegistry) -> None:
         self.dead_letters = Counter("dead_letters", "Messages and records given up.", ["reason"], registry=registry)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from ingestor.aws import KinesisApi, KinesisSink, StreamClient, find_schema_version, make_kinesis_client
+from ingestor.aws import (
+    AwsApi,
+    CloudWatchSink,
+    KinesisApi,
+    KinesisSink,
+    StreamClient,
+    find_schema_version,
+    make_cloudwatch_client,
+    make_kinesis_client,
+)
+from ingestor.cloudwatch import EmfOutlet
+from ingestor.core.stopping import OBSERVERS_S
 from ingestor.kinesis_producer import CALLS_IN_FLIGHT
 from ingestor.reader import StreamApi
 from ingestor.resources import read_schema
@@ -22,6 +34,7 @@ if TYPE_CHECKING:
     import trio
 
     from ingestor.aws import StreamSummary
+    from ingestor.cloudwatch import MetricsOutlet
     from ingestor.config import Config, Kinesis
     from ingestor.kinesis_producer import Sink
     from ingestor.threads import RunBlocking
@@ -40,7 +53,8 @@ class Streams(StreamApi, Protocol):
 class World(NamedTuple):
     """What the service needs of the outside.
 
-    `rest_transport` None is the network; `schema_version_id` is what the Glue Schema Registry calls our schema.
+    `rest_transport` None is the network; `schema_version_id` is what the Glue Schema Registry calls our schema;
+    without a `metrics_outlet` there is Prometheus alone.
     """
 
     connect: Callable[[], Awaitable[trio.abc.Stream]]
@@ -52,6 +66,7 @@ class World(NamedTuple):
     wall_ns: Callable[[], int]
     random: random.Random
     schema_version_id: UUID | None = None
+    metrics_outlet: MetricsOutlet | None = None
 
 
 def open_world(config: Config) -> World:
@@ -69,7 +84,19 @@ def open_world(config: Config) -> World:
         wall_ns=time.time_ns,
         random=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
         schema_version_id=schema_version_id(kinesis),
+        metrics_outlet=open_metrics_outlet(config),
     )
+
+
+def open_metrics_outlet(config: Config) -> MetricsOutlet | None:
+    """Open what `metrics.cloudwatch.mode` asks for, with a thread of its own that a stop need not wait for long."""
+    settings = config.metrics.cloudwatch
+    if settings.mode == "api":
+        make_client = partial(make_cloudwatch_client, config.kinesis.region, timeout_s=OBSERVERS_S / 2)
+        return CloudWatchSink(AwsApi(make_client, open_threads(1)), settings.namespace)
+    if settings.mode == "emf":
+        return EmfOutlet(sys.stdout, settings.namespace, open_threads(1))
+    return None
 
 
 def schema_version_id(settings: Kinesis) -> UUID | None:
