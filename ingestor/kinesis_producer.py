@@ -74,6 +74,7 @@ class KinesisProducer:
         dead_letters: DeadLetterSink,
         encode_hole: Callable[[Claim, HoleReason], EncodedRecord],
         on_acknowledged: Callable[[Sequence[Claim]], None],
+        on_given_up: Callable[[Sequence[EncodedRecord]], None] | None = None,
         metrics: Metrics,
         fact: SinkFact,
         wall_ns: Callable[[], int],
@@ -84,7 +85,9 @@ class KinesisProducer:
         max_record_bytes: int = MAX_RECORD_BYTES,
         calls_in_flight: int = CALLS_IN_FLIGHT,
     ) -> None:
-        """`farewell_s` bounds what is still done for held records when the task is cancelled before its input ended.
+        """`on_given_up` is told which records will never be delivered, once their holes are in place.
+
+        `farewell_s` bounds what is still done for held records when the task is cancelled before its input ended.
 
         Without `open_spool` there is no disk.
         """
@@ -92,6 +95,7 @@ class KinesisProducer:
         self._dead_letters = dead_letters
         self._encode_hole = encode_hole
         self._on_acknowledged = on_acknowledged
+        self._on_given_up = on_given_up
         self._metrics = metrics
         self._fact = fact
         self._wall_ns = wall_ns
@@ -343,6 +347,8 @@ class KinesisProducer:
             holes = [] if parcel.declares else self._holes(parcel)
             log.error("records_given_up", reason=reason, detail=detail, records=len(parcel.records), holes=len(holes))
             self._lanes.replace(parcel, holes)
+            if self._on_given_up is not None:
+                self._on_given_up(parcel.records)
 
     def _letters(self, hopeless: Hopeless) -> list[DeadLetter]:
         parcel = hopeless.parcel

@@ -68,6 +68,7 @@ class Bench:
         self.kinesis = kinesis
         self.dead_letters = DeadLetters()
         self.claims: list[Claim] = []
+        self.given_up: list[EncodedRecord] = []
         self.fact = SinkFact()
         self.metrics = Metrics(CollectorRegistry())
         self.producer = KinesisProducer(
@@ -76,6 +77,7 @@ class Bench:
             dead_letters=self.dead_letters,
             encode_hole=encode_hole,
             on_acknowledged=self.claims.extend,
+            on_given_up=self.given_up.extend,
             metrics=self.metrics,
             fact=self.fact,
             wall_ns=lambda: 1_000_000_000,
@@ -268,6 +270,7 @@ async def test_a_hole_that_is_refused_too_leaves_nothing_and_claims_nothing(auto
         await sender.send(EncodedBatch([record(1), snapshot], 0.0, 1))
     assert [letter.raw for letter in bench.dead_letters.letters] == [b"1;", b"hole poison 1-1", b"snapshot"]
     assert [letter.symbol for letter in bench.dead_letters.letters] == ["BTCUSDT", "BTCUSDT", None]
+    assert [given_up.data for given_up in bench.given_up] == [b"1;", b"hole poison 1-1", b"snapshot"]
     assert bench.claims == []
 
 
