@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.claims import Coverage
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.health import HealthBoard
+from ingestor.core.held import Held
 from ingestor.core.intake import Intake, hole_record
 from ingestor.core.lag import WatermarkLag
 from ingestor.core.model import Gap, Hole
@@ -45,6 +47,7 @@ from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
 from ingestor.silence_watch import SilenceWatch
+from ingestor.spool import Spool, SpoolFiles
 from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, HoleReason, RecordBatch, Subscription
     from ingestor.core.rate_limit import RateLimit
     from ingestor.core.resume import Resumed
+    from ingestor.spool import OpenSpool
     from ingestor.world import World
 
 log = structlog.get_logger()
@@ -256,6 +260,7 @@ class Line:
         self.subscriptions = subscriptions
         self.stopped_s: float | None = None  # when the grace began: sources take time to end
         self.coverage = Coverage()
+        self.held = Held()
         self.lag = WatermarkLag()
         self.intake = Intake(subscriptions)
         self.ends = self._open_channels()
@@ -296,6 +301,7 @@ class Line:
         timeouts = self.service.config.kinesis.timeouts
         plan = StopPlan.within(grace_s, timeouts.connect_s + timeouts.read_s)
         crash: Exception | None = None
+        self.held.take_over(await self.producer.take_over())
         async with trio.open_nursery() as beating:
             await beating.start(self.beats.run)
             async with trio.open_nursery() as delivery:
@@ -383,14 +389,26 @@ class Line:
 
     def _take_up(self, answer: Resumed) -> None:
         now_ms = self.service.world.wall_ns() // 1_000_000
-        for first, last in answer.missing:
+        subscription = answer.subscription
+        missing = self.held.settle(subscription, answer.missing, is_restarted=answer.is_restarted)
+        self.coverage.acknowledge(self.held.acknowledged(subscription))
+        for first, last in missing:
             self.repair.report_gap(Gap(answer.subscription, first, last, now_ms))
         origin = self.coverage[answer.subscription].origin
         if answer.is_restarted and origin > 0:
             self.repair.report_restart(Gap(answer.subscription, 0, origin - 1, now_ms))
 
     def _acknowledged(self, claims: Sequence[Claim]) -> None:
-        self.coverage.acknowledge(claims)
+        self.coverage.acknowledge(self.held.acknowledge(claims))
+
+    def _ask_for_lost(self) -> None:
+        """Have fetched, or declared, what the spool lost; it has nothing else left to deliver."""
+        self.held.forget()
+        now_ms = self.service.world.wall_ns() // 1_000_000
+        for subscription, entry in self.coverage.items():
+            if entry.settled and entry.covered:
+                for first, last in entry.missing(entry.covered.highest):
+                    self.repair.report_gap(Gap(subscription, first, last, now_ms))
 
     def _encode_hole(self, claim: Claim, reason: HoleReason) -> EncodedRecord:
         now_us = self.service.world.wall_ns() // 1000
@@ -439,6 +457,22 @@ class Line:
             jitter=world.random,
             held_max_bytes=config.spool.memory_max_bytes,
             farewell_s=config.kinesis.timeouts.connect_s + config.kinesis.timeouts.read_s,
+            open_spool=self._spool_opener(),
+        )
+
+    def _spool_opener(self) -> OpenSpool | None:
+        config, world = self.service.config, self.service.world
+        if config.spool.directory is None:
+            return None
+        files = SpoolFiles(
+            config.spool.directory,
+            "\n".join(self.author.identity),
+            lanes=config.kinesis.lanes,
+            max_bytes=config.spool.max_bytes,
+            wall_ns=world.wall_ns,
+        )
+        return partial(
+            Spool, files=files, run_blocking=world.run_blocking, wall_ns=world.wall_ns, on_lost=self._ask_for_lost
         )
 
     def _make_beats(self) -> HeartbeatWriter:
