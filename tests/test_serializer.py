@@ -340,7 +340,7 @@ def read_container(path: Path) -> list[Any]:
 
 
 def test_a_container_file_is_read_by_any_avro_reader(tmp_path: Path) -> None:
-    """fastavro reads the records back, decimals and all; the schema stands in the header."""
+    """The records come back by fastavro, decimals and all; the schema stands in the header."""
     path = tmp_path / "trades.avro"
     container = ContainerFile(path)
     records = [market_record(sequence=number) for number in range(3)]
