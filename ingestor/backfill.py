@@ -10,6 +10,7 @@ turns, page by page. Pages of one subscription are fetched side by side and sent
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ingestor.channels import BatchSender
-    from ingestor.core.binance import RestAggTrade
     from ingestor.rest_client import RestClient
 
 log = structlog.get_logger()
 
 PAGES_IN_FLIGHT: Final = 8  # 3000 pages of bars a minute, at 0.15 s each, are what the venue's whole budget allows
 PAGE_WEIGHT: Final = {"trade": 25, "kline": 2}
-BAR_SETTLES_MS: Final = 2_000  # the venue closes a bar up to 1.8 s late; what it shows before then may still change
+_BAR_SETTLES_MS: Final = 2_000  # the venue closes a bar up to 1.8 s late; what it shows before then may still change
 _VENUE_AWAY_S: Final = 5.0  # on top of the client's own retries
 _FRUITLESS_DELAYS_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # the venue's database lags by a minute at worst
 _LOOKUP_ROWS: Final = 100  # enough to see past rows that the venue declared invalid
@@ -70,8 +70,67 @@ class Watcher(Protocol):
         ...
 
 
+async def resolve(rest: RestClient, wanted: Wanted) -> Page | None:
+    """Return the ids of a range; None when nothing was traded in it, or no bar of it is over.
+
+    Raises `BackfillError` when the venue refuses the symbol or the interval.
+    """
+    subscription, start_ms, end_ms = wanted.subscription, wanted.start_ms, wanted.end_ms
+    try:
+        if start_ms is None or end_ms is None:
+            return await _trades_numbered(rest, wanted)
+        if subscription.kind == "trade":
+            return await _trades_between(rest, subscription.symbol, start_ms, end_ms)
+        return await _bars_between(rest, subscription, start_ms, end_ms)
+    except BadRequestError as refusal:
+        raise BackfillError(f"{subscription.symbol}: the venue says {refusal}") from refusal
+
+
+async def _trades_numbered(rest: RestClient, wanted: Wanted) -> Page | None:
+    """Return the ids as they were given, as far as there are trades yet."""
+    if wanted.first_id is None or wanted.last_id is None:
+        raise BackfillError("a range has a start and an end, or a first and a last id")
+    newest = await rest.trades(wanted.subscription.symbol, 1, purpose="backfill")
+    last = min(wanted.last_id, newest[-1].trade_id) if newest else -1
+    return Page(wanted.first_id, last) if wanted.first_id <= last else None
+
+
+async def _bars_between(rest: RestClient, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
+    interval = subscription.kind.removeprefix("kline_")
+    await rest.klines(subscription.symbol, interval, limit=1, purpose="backfill")  # refuses a symbol it does not have
+    settled_ms = await rest.server_time_ms() - _BAR_SETTLES_MS
+    return bars_between(interval, start_ms, end_ms, settled_ms)
+
+
+async def _trades_between(rest: RestClient, symbol: str, start_ms: int, end_ms: int) -> Page | None:
+    """Map times to ids, by the aggregate trades: the fills of one order share their time."""
+    first = await _first_trade_from(rest, symbol, start_ms)
+    last = await _last_trade_before(rest, symbol, end_ms)
+    return Page(first, last) if first is not None and last is not None and first <= last else None
+
+
+async def _first_trade_from(rest: RestClient, symbol: str, start_ms: int) -> int | None:
+    find = partial(rest.agg_trades, symbol, limit=_LOOKUP_ROWS, purpose="backfill")
+    while rows := await find(start_ms=start_ms):
+        first = first_trade_in(rows)
+        if first is not None:
+            return first
+        start_ms = max(start_ms + 1, milliseconds(rows[-1].time))
+    return None
+
+
+async def _last_trade_before(rest: RestClient, symbol: str, end_ms: int) -> int | None:
+    find = partial(rest.agg_trades, symbol, limit=_LOOKUP_ROWS, purpose="backfill")
+    while rows := await find(end_ms=end_ms - 1):
+        last = last_trade_in(rows)
+        if last is not None:
+            return last
+        end_ms = min(end_ms - 1, milliseconds(rows[0].time) + 1)
+    return None
+
+
 class Backfill:
-    """Resolves past ranges and loads them.
+    """Loads past ranges.
 
     `records` is this task's sender into the line; whoever made it closes it. `wall_ns` is the wall clock.
     """
@@ -87,21 +146,6 @@ class Backfill:
         self._rest = rest
         self._outlet = _Outlet(records, wall_ns, watcher)
 
-    async def resolve(self, wanted: Wanted) -> Page | None:
-        """Return the ids of a range; None when nothing was traded, or no bar is over, in it.
-
-        Raises `BackfillError` when the venue refuses the symbol or the interval.
-        """
-        try:
-            if wanted.first_id is not None and wanted.last_id is not None:
-                return Page(wanted.first_id, wanted.last_id)
-            if wanted.start_ms is None or wanted.end_ms is None:
-                raise BackfillError("a range has a start and an end, or a first and a last id")
-            find = self._trades_between if wanted.subscription.kind == "trade" else self._bars_between
-            return await find(wanted.subscription, wanted.start_ms, wanted.end_ms)
-        except BadRequestError as refusal:
-            raise BackfillError(f"{wanted.subscription.symbol}: the venue says {refusal}") from refusal
-
     async def run(self, ranges: Mapping[Subscription, Intervals]) -> None:
         """Send everything in `ranges`, or declare it; the subscriptions side by side.
 
@@ -114,40 +158,6 @@ class Backfill:
 
     async def _load(self, subscription: Subscription, ids: Intervals, workers: int) -> None:
         await _RestLoad(subscription, ids, self._rest, self._outlet).run(workers)
-
-    async def _bars_between(self, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
-        interval = subscription.kind.removeprefix("kline_")
-        await self._rest.klines(subscription.symbol, interval, limit=1, purpose="backfill")  # refuses a wrong symbol
-        settled_ms = await self._rest.server_time_ms() - BAR_SETTLES_MS
-        return bars_between(interval, start_ms, end_ms, settled_ms)
-
-    async def _trades_between(self, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
-        first = await self._first_trade_from(subscription.symbol, start_ms)
-        last = await self._last_trade_before(subscription.symbol, end_ms)
-        return Page(first, last) if first is not None and last is not None and first <= last else None
-
-    async def _first_trade_from(self, symbol: str, start_ms: int) -> int | None:
-        while rows := await self._aggregates(symbol, start_ms=start_ms):
-            first = first_trade_in(rows)
-            if first is not None:
-                return first
-            start_ms = max(start_ms + 1, milliseconds(rows[-1].time))
-        return None
-
-    async def _last_trade_before(self, symbol: str, end_ms: int) -> int | None:
-        while rows := await self._aggregates(symbol, end_ms=end_ms - 1):
-            last = last_trade_in(rows)
-            if last is not None:
-                return last
-            end_ms = min(end_ms - 1, milliseconds(rows[0].time) + 1)
-        return None
-
-    async def _aggregates(
-        self, symbol: str, *, start_ms: int | None = None, end_ms: int | None = None
-    ) -> list[RestAggTrade]:
-        return await self._rest.agg_trades(
-            symbol, start_ms=start_ms, end_ms=end_ms, limit=_LOOKUP_ROWS, purpose="backfill"
-        )
 
 
 def kind_of(subscription: Subscription) -> str:
@@ -243,6 +253,7 @@ class _RestLoad:
         self._rest = rest
         self._outlet = outlet
         self._turns = _Turns()
+        self._asking = trio.Lock()  # held until the budget admits, or later pages would be admitted before earlier ones
 
     async def run(self, workers: int) -> None:
         async with trio.open_nursery() as nursery:
@@ -252,9 +263,11 @@ class _RestLoad:
     async def _work(self) -> None:
         """Fetch one page after the other, and hold it until all before it were sent."""
         while True:
+            await self._asking.acquire()
             await self._outlet.wait_for_room()
             page = self._pager.take()
             if page is None:
+                self._asking.release()
                 return
             number = self._turns.draw()
             rows, absences = await self._read(page)
@@ -288,13 +301,25 @@ class _RestLoad:
         while True:
             try:
                 if self._subscription.kind == "trade":
-                    return await self._rest.historical_trades(symbol, page.first, page.size, purpose="backfill")
+                    return await self._rest.historical_trades(
+                        symbol, page.first, page.size, purpose="backfill", on_admitted=self._asked
+                    )
                 start_ms = kline_open_ms(self._rows.interval, page.first)
                 return await self._rest.klines(
-                    symbol, self._rows.interval, start_ms=start_ms, limit=page.size, purpose="backfill"
+                    symbol,
+                    self._rows.interval,
+                    start_ms=start_ms,
+                    limit=page.size,
+                    purpose="backfill",
+                    on_admitted=self._asked,
                 )
             except UnavailableError as failure:
                 log.warning("backfill_waits", symbol=symbol, reason=str(failure))
                 await trio.sleep(_VENUE_AWAY_S)
             except BadRequestError as refusal:
                 raise BackfillError(f"{symbol}: the venue says {refusal}") from refusal
+
+    def _asked(self) -> None:
+        """Let the next page be asked for; a request that is sent again has done so before."""
+        if self._asking.statistics().owner is trio.lowlevel.current_task():
+            self._asking.release()

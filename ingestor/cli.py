@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ingestor.config import Config
 
 BAD_CONFIG = 2
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -139,6 +140,34 @@ def simulate(
             port=port,
         )
     )
+
+
+@main.command()
+@click.option("--config", "config_name", metavar="FILE", default="production", show_default=True, help="As for `run`.")
+@click.option("--symbol", "symbols", metavar="S", multiple=True, required=True, help="May be given again.")
+@click.option("--stream", "stream", type=click.Choice(["trade", "kline"]), required=True)
+@click.option("--interval", metavar="I", help="Of klines.  [default: 1m]")
+@click.option("--start", type=MOMENT, help="From then on, such as 2026-01-31T12:00:00Z.")
+@click.option("--end", type=MOMENT, help="Before then.")
+@click.option("--from-id", type=click.IntRange(0), help="From this trade id on.")
+@click.option("--to-id", type=click.IntRange(0), help="Up to this trade id.")
+@click.option("--via", type=click.Choice(["rest", "archive"]), default="rest", show_default=True)
+@click.option("--to", "output", type=NEW_FILE, metavar="FILE", help="Into an Avro object container file instead.")
+@click.option("--state", type=NEW_FILE, metavar="FILE", help="Where progress is kept.  [default: named by the command]")
+@click.option("--plain", is_flag=True, help="Lines instead of a live display.")
+@click.option("--dry-run", is_flag=True, help="Only say how many requests, how much weight, how long.")
+def backfill(config_name: str, *, plain: bool, dry_run: bool, **asked: Any) -> None:
+    """Load a past range into the stream; run the same command again to continue it.
+
+    The range is --start to --end, or --from-id to --to-id for trades.
+    """
+    from ingestor.loading import read_request, run_command  # noqa: PLC0415
+
+    try:
+        request = read_request(**asked)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(run_command(request, load_config(config_name), plain=plain, dry_run=dry_run, out=sys.stdout))
 
 
 @main.command()

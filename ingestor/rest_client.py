@@ -121,6 +121,7 @@ class RestClient:
 
     `base_url` has no path. `wall_ns` is the wall clock: budgets follow the venue's clock minutes. `transport` replaces
     the network. All calls may be made from any number of tasks; each purpose has its own first come, first served line.
+    `on_admitted` is called when the budget has admitted a request, before each time it is sent.
     Errors: `RestrictedLocationError`, `BadRequestError`, `UnavailableError`.
     """
 
@@ -183,10 +184,7 @@ class RestClient:
         purpose: Purpose = "books",
         on_admitted: Callable[[], None] | None = None,
     ) -> DepthSnapshot:
-        """Return the order book, at most `levels` a side.
-
-        `on_admitted` is called when the budget has admitted the request, before each time it is sent.
-        """
+        """Return the order book, at most `levels` a side."""
         call = _Call("depth", depth_weight(levels), purpose, {"symbol": symbol, "limit": levels})
         return await self._fetch(call, decode_depth, on_admitted)
 
@@ -195,11 +193,17 @@ class RestClient:
         return await self._fetch(_Call("trades", 25, purpose, {"symbol": symbol, "limit": limit}), decode_trades)
 
     async def historical_trades(
-        self, symbol: str, from_id: int, limit: int = PAGE_ROWS, *, purpose: Purpose = "trades"
+        self,
+        symbol: str,
+        from_id: int,
+        limit: int = PAGE_ROWS,
+        *,
+        purpose: Purpose = "trades",
+        on_admitted: Callable[[], None] | None = None,
     ) -> list[RestTrade]:
         """Return trades from `from_id` on, ascending; from the oldest that is kept when that one is forgotten."""
         params: dict[str, str | int] = {"symbol": symbol, "fromId": from_id, "limit": limit}
-        return await self._fetch(_Call("historicalTrades", 25, purpose, params), decode_trades)
+        return await self._fetch(_Call("historicalTrades", 25, purpose, params), decode_trades, on_admitted)
 
     async def agg_trades(
         self,
@@ -223,12 +227,13 @@ class RestClient:
         end_ms: int | None = None,
         limit: int = PAGE_ROWS,
         purpose: Purpose = "trades",
+        on_admitted: Callable[[], None] | None = None,
     ) -> list[RestKline]:
         """Return bars that open from `start_ms` to `end_ms` (inclusive), ascending; the newest may be unfinished."""
         params: dict[str, str | int] = {
             "symbol": symbol, "interval": interval, "limit": limit, **_times(start_ms, end_ms),
         }  # fmt: skip
-        return await self._fetch(_Call("klines", 2, purpose, params), decode_klines)
+        return await self._fetch(_Call("klines", 2, purpose, params), decode_klines, on_admitted)
 
     async def tickers(self) -> list[Ticker]:
         """Return the last trade id of every symbol, in one request (weight 80)."""
@@ -237,6 +242,10 @@ class RestClient:
     def weight_left(self, purpose: Purpose) -> int:
         """Return the weight that `purpose` has not spent yet of its own part of this minute."""
         return self._budget.left(purpose, self._now_ms())
+
+    def weights(self) -> tuple[int, int]:
+        """Return the weight used in this minute, by everyone behind our address, and what we may bring it to."""
+        return self._budget.used(self._now_ms()), self._budget.cap
 
     async def _fetch(
         self, call: _Call, decode: Callable[[bytes], T], on_admitted: Callable[[], None] | None = None

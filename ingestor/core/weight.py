@@ -47,6 +47,11 @@ class WeightBudget:
         """Take the limit that the venue publishes in exchangeInfo."""
         self._cap = int(limit * self._share)
 
+    @property
+    def cap(self) -> int:
+        """The weight a minute that this process may bring the address to."""
+        return self._cap
+
     def allowance(self, purpose: Purpose) -> int:
         """Return the weight a minute that `purpose` has for itself."""
         return int(self._cap * PARTS[purpose])

@@ -1,0 +1,385 @@
+"""The `backfill` command: a small line of its own, from a past range to Kinesis or a file, that can be continued.
+
+Backfill -> fan-in channel -> serializer -> producer (or an Avro file), as in the service. Progress is written down when
+Kinesis acknowledged, so a run may end at any instant and the same command goes on; a signal ends it after what was sent
+is delivered. The key of a record decides its lane, and a lane has one put in flight: what a kill may send twice is that
+put, which is less than a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections import deque
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
+
+import click
+import trio
+from rich.console import Console
+
+from ingestor import logs
+from ingestor.backfill import PAGE_WEIGHT, Backfill, Wanted, kind_of, resolve
+from ingestor.channels import open_batch_channel
+from ingestor.config import KlineInterval
+from ingestor.core.errors import IngestorError
+from ingestor.core.health import SinkFact
+from ingestor.core.intake import hole_record
+from ingestor.core.model import Hole, Subscription
+from ingestor.core.partition import key_rule
+from ingestor.core.stopping import StopPlan
+from ingestor.dead_letter import FileDeadLetters, LetterFiles
+from ingestor.kinesis_producer import KinesisProducer
+from ingestor.loading_view import Part, PlainView, RichView, SpanStatus, Status, plan_text, summary_text
+from ingestor.metrics import open_metrics
+from ingestor.progress import Progress
+from ingestor.rest_client import PAGE_ROWS, RestClient
+from ingestor.serializer import ContainerFile, Serializer, serialize
+from ingestor.world import open_world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from typing import NoReturn, TextIO
+
+    from ingestor.channels import BatchReceiver, BatchSender
+    from ingestor.config import Config
+    from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, HoleReason, RecordBatch
+    from ingestor.loading_view import View
+    from ingestor.world import World
+
+CHANNEL_BATCHES: Final = 16
+LOOK_EVERY_S: Final = 0.5
+PACE_OVER_S: Final = 30.0
+INTERRUPTED: Final = 130  # what a shell reports for SIGINT
+FAILED: Final = 1
+INTERVALS: Final[tuple[str, ...]] = get_args(KlineInterval)
+
+
+class OutputExistsError(IngestorError):
+    """The file to write is there already, and no run of this command began it."""
+
+
+class Request(NamedTuple):
+    """What the command line asks for; `output` None is Kinesis, times are milliseconds since the epoch."""
+
+    symbols: tuple[str, ...]
+    kind: str
+    start_ms: int | None = None
+    end_ms: int | None = None
+    first_id: int | None = None
+    last_id: int | None = None
+    output: Path | None = None
+    state: Path | None = None
+    is_from_archive: bool = False
+
+    def wanted(self) -> list[Wanted]:
+        """Name the range of every symbol."""
+        bounds = (self.start_ms, self.end_ms, self.first_id, self.last_id)
+        return [Wanted(Subscription(symbol, self.kind), *bounds) for symbol in self.symbols]
+
+    def text(self, config: Config) -> str:
+        """Say what is loaded whereto: a run continues only what was begun under the same text."""
+        span = f"ids {self.first_id} to {self.last_id}"
+        if self.first_id is None:
+            span = f"times {self.start_ms} to {self.end_ms}"
+        kinesis = config.kinesis
+        target = f"{kinesis.region}/{kinesis.stream_name}" if self.output is None else str(self.output.absolute())
+        return f"{','.join(self.symbols)} {self.kind} {span} into {target}"
+
+    def state_path(self, config: Config) -> Path:
+        """Return where progress is kept: the same command finds the same file."""
+        if self.state is not None:
+            return self.state
+        digest = hashlib.sha256(self.text(config).encode()).hexdigest()[:12]
+        return Path(f"backfill-{self.symbols[0]}-{self.kind}-{digest}.json")
+
+
+def read_request(
+    *,
+    symbols: Sequence[str],
+    stream: str,
+    interval: str | None,
+    start: int | None,
+    end: int | None,
+    from_id: int | None,
+    to_id: int | None,
+    via: str,
+    output: Path | None,
+    state: Path | None,
+) -> Request:
+    """Make a request of the options of the command line; ValueError says which of them do not fit together."""
+    times, ids = (start, end), (from_id, to_id)
+    if (times == (None, None)) == (ids == (None, None)) or None in (times if ids == (None, None) else ids):
+        raise ValueError("say --start and --end, or --from-id and --to-id")
+    if stream == "kline" and ids != (None, None):
+        raise ValueError("klines are counted by time: say --start and --end")
+    if stream == "trade" and interval is not None:
+        raise ValueError("trades have no --interval")
+    if interval is not None and interval not in INTERVALS:
+        raise ValueError(f"--interval is one of {' '.join(INTERVALS)}")
+    kind = "trade" if stream == "trade" else f"kline_{interval or '1m'}"
+    names = tuple(dict.fromkeys(symbol.upper() for symbol in symbols))
+    return Request(names, kind, start, end, from_id, to_id, output, state, is_from_archive=via == "archive")
+
+
+def run_command(request: Request, config: Config, *, plain: bool, dry_run: bool, out: TextIO) -> int:
+    """Run the command until it is done or a signal comes; return its exit code: 0 complete, 1 failed, 130 ended.
+
+    Raises `ConfigError` for an endpoint that cannot be.
+    """
+    console = Console(stderr=True)
+    logs.set_up("warning", "console")
+    view: View = PlainView(partial(click.echo, err=True)) if plain or not console.is_terminal else RichView(console)
+    code = FAILED
+    try:
+        world = open_world(config)
+        code = trio.run(partial(_run_until_signal, request, config, world, view=view, dry_run=dry_run, out=out))
+    except* IngestorError as group:
+        for error in logs.leaves(group):
+            click.echo(f"error: {error}", err=True)
+    finally:
+        view.close()
+    return code
+
+
+async def _run_until_signal(
+    request: Request, config: Config, world: World, *, view: View, dry_run: bool, out: TextIO
+) -> int:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_listen, stop)
+        code = await Load(request, config, world).run(stop, view=view, dry_run=dry_run, out=out)
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _listen(stop: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    """Set `stop` at the first signal; after it the default handlers are back, and the second one ends the process."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            stop.set()
+            return
+
+
+class Load:
+    """One run of the command."""
+
+    def __init__(self, request: Request, config: Config, world: World) -> None:
+        self._request = request
+        self._config = config
+        self._world = world
+        self._metrics = open_metrics()
+        self.progress = Progress(request.state_path(config), request.text(config))
+        self._tally = _Tally(self.progress)
+        self._rest = RestClient(
+            config.binance.rest_url,
+            config.binance.rest,
+            metrics=self._metrics,
+            wall_ns=world.wall_ns,
+            random=world.random,
+            transport=world.rest_transport,
+        )
+        letters = LetterFiles(config.dead_letter.directory, world.wall_ns)
+        self._letters = FileDeadLetters(letters, world.run_blocking, world.wall_ns, self._metrics)
+        key_of = key_rule(config.kinesis.partition_key, config.kinesis.lanes)
+        self._serializer = Serializer(key_of=key_of, wall_ns=world.wall_ns)
+
+    async def run(self, stop: trio.Event, *, view: View, dry_run: bool, out: TextIO) -> int:
+        """Load until everything is delivered or `stop` is set, and say what came of it; return the exit code."""
+        async with self._rest:
+            async with _until(stop):
+                await self._rest.exchange_info()  # the weight limit of today
+                await self._resolve()
+            if stop.is_set():
+                return INTERRUPTED
+            if dry_run:
+                out.write(self._plan())
+                return 0
+            await self._load(stop, view)
+        view.close()
+        out.write(summary_text(self._parts(), self._tally.refused))
+        if left := sum(ids.count() for ids in self.progress.missing().values()):
+            out.write(f"interrupted with {left:,} ids to go; the same command continues ({self.progress.path})\n")
+            return INTERRUPTED
+        return 0
+
+    async def _resolve(self) -> None:
+        """Find the ids of what is wanted; what an earlier run found stays."""
+        for wanted in self._request.wanted():
+            if wanted.subscription not in self.progress.spans:
+                self.progress.begin(wanted.subscription, await resolve(self._rest, wanted))
+
+    async def _load(self, stop: trio.Event, view: View) -> None:
+        """Send what is missing down the line, and see it delivered."""
+        deliver = self._open_delivery()
+        self.progress.save()
+        max_bytes = self._config.channels.max_bytes
+        records: BatchSender[RecordBatch]
+        record_intake: BatchReceiver[RecordBatch]
+        encoded: BatchSender[EncodedBatch]
+        encoded_intake: BatchReceiver[EncodedBatch]
+        records, record_intake = open_batch_channel(CHANNEL_BATCHES, max_bytes)
+        encoded, encoded_intake = open_batch_channel(CHANNEL_BATCHES, max_bytes)
+        backfill = Backfill(self._rest, records, wall_ns=self._world.wall_ns, watcher=self._tally)
+        async with trio.open_nursery() as observers:
+            observers.start_soon(self._watch, view)
+            observers.start_soon(self._letters.keep_trying)
+            async with trio.open_nursery() as delivery:
+                delivery.start_soon(deliver, encoded_intake)
+                noted = _NotedLetters(self._letters, self.progress)
+                delivery.start_soon(serialize, record_intake, encoded, noted, self._serializer, self._metrics)
+                with records:
+                    async with _until(stop):
+                        await backfill.run(self.progress.missing())
+                if stop.is_set():
+                    delivery.cancel_scope.deadline = trio.current_time() + self._stop_plan().delivery_s
+            observers.cancel_scope.cancel()
+        await self._letters.close()
+
+    def _open_delivery(self) -> Callable[[BatchReceiver[EncodedBatch]], Awaitable[None]]:
+        """Return the last task of the line: the producer, or the writer of a file."""
+        output = self._request.output
+        if output is None:
+            return self._make_producer().run
+        if output.exists() and not self.progress.path.exists():
+            raise OutputExistsError(f"{output} is there already; remove it, or write to another file")
+        return partial(self._write, output)
+
+    async def _write(self, output: Path, intake: BatchReceiver[EncodedBatch]) -> None:
+        """Write batch after batch into the file until every sender has hung up."""
+        run_blocking = self._world.run_blocking
+        container = await run_blocking(partial(ContainerFile, output, self.progress.file_bytes))
+        with intake:
+            try:
+                while True:
+                    batch = await intake.receive()
+                    size_bytes = await run_blocking(partial(container.append, batch.records))
+                    claims = [record.claim for record in batch.records if record.claim is not None]
+                    self.progress.acknowledge(claims, size_bytes)
+            except trio.EndOfChannel:
+                pass
+            finally:
+                container.close()
+
+    def _make_producer(self) -> KinesisProducer:
+        config, world = self._config, self._world
+        return KinesisProducer(
+            config.kinesis,
+            world.data_sink,
+            dead_letters=self._letters,
+            encode_hole=self._encode_hole,
+            on_acknowledged=self.progress.acknowledge,
+            metrics=self._metrics,
+            fact=SinkFact(),
+            wall_ns=world.wall_ns,
+            jitter=world.random,
+            held_max_bytes=config.spool.memory_max_bytes,
+            farewell_s=config.kinesis.timeouts.connect_s + config.kinesis.timeouts.read_s,
+        )
+
+    def _encode_hole(self, claim: Claim, reason: HoleReason) -> EncodedRecord:
+        now_us = self._world.wall_ns() // 1000
+        hole = Hole(claim.subscription.kind, claim.first, claim.last, reason, now_us // 1000)
+        self.progress.note_hole(claim.subscription.symbol, hole)
+        return self._serializer.pack(hole_record(claim.subscription.symbol, hole, now_us))
+
+    def _stop_plan(self) -> StopPlan:
+        timeouts = self._config.kinesis.timeouts
+        return StopPlan.within(self._config.service.shutdown_grace_s, timeouts.connect_s + timeouts.read_s)
+
+    async def _watch(self, view: View) -> NoReturn:
+        """Show how it goes."""
+        pace = _Pace()
+        while True:
+            now = trio.current_time()
+            spans = self.progress.spans
+            rows_per_s = pace.at(now, sum(span.done.count() for span in spans.values()))
+            left = sum(ids.count() for ids in self.progress.missing().values())
+            used, limit = self._rest.weights()
+            left_s = left / rows_per_s if rows_per_s else None
+            view.show(Status(self._tally.statuses(), rows_per_s, used, limit, left_s), now)
+            await trio.sleep(LOOK_EVERY_S)
+
+    def _plan(self) -> str:
+        runs = [(subscription, run) for subscription, ids in self.progress.missing().items() for run in ids]
+        requests = dict.fromkeys(self.progress.spans, 0)
+        for subscription, (first, last) in runs:
+            requests[subscription] += -(-(last - first + 1) // PAGE_ROWS)
+        weight = sum(number * PAGE_WEIGHT[kind_of(subscription)] for subscription, number in requests.items())
+        return plan_text(self._parts(), sum(requests.values()), weight, self._rest.weights()[1])
+
+    def _parts(self) -> list[Part]:
+        return [
+            Part(_name(subscription), span.first, span.last, span.done.count(), list(span.holes()))
+            for subscription, span in self.progress.spans.items()
+        ]
+
+
+class _Tally:
+    """What the backfill tells of its way: the watcher of `Backfill`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._event_ms: dict[Subscription, int] = {}
+        self.refused: list[tuple[str, str]] = []
+
+    def sent(self, subscription: Subscription, event_ms: int) -> None:
+        self._event_ms[subscription] = event_ms
+
+    def hole(self, symbol: str, hole: Hole) -> None:
+        self._progress.note_hole(symbol, hole)
+
+    def statuses(self) -> list[SpanStatus]:
+        return [
+            SpanStatus(_name(subscription), span.size, span.done.count(), self._event_ms.get(subscription))
+            for subscription, span in self._progress.spans.items()
+        ]
+
+
+class _NotedLetters:
+    """Dead letters whose poison holes are counted as what they are."""
+
+    def __init__(self, letters: FileDeadLetters, progress: Progress) -> None:
+        self._letters = letters
+        self._progress = progress
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        await self._letters.write(letters)
+        for claim in (letter.claim for letter in letters if letter.claim is not None):
+            hole = Hole(claim.subscription.kind, claim.first, claim.last, "poison", 0)
+            self._progress.note_hole(claim.subscription.symbol, hole)
+
+
+class _Pace:
+    """Rows a second over the last half minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def at(self, now: float, rows: int) -> float:
+        self._seen.append((now, rows))
+        while self._seen[0][0] < now - PACE_OVER_S:
+            self._seen.popleft()
+        began_s, began = self._seen[0]
+        return (rows - began) / (now - began_s) if now > began_s else 0.0
+
+
+@asynccontextmanager
+async def _until(stop: trio.Event) -> AsyncGenerator[None]:
+    """Cancel the block when `stop` is set."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at, stop, nursery.cancel_scope)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_at(stop: trio.Event, scope: trio.CancelScope) -> None:
+    await stop.wait()
+    scope.cancel()
+
+
+def _name(subscription: Subscription) -> str:
+    return f"{subscription.symbol} {subscription.kind}"

@@ -1,0 +1,284 @@
+"""The backfill command from range to stream, against the simulator's REST and archive, on a clock that jumps."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from math import inf
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import fastavro
+import pytest
+import trio
+
+from ingestor import backfill
+from ingestor.core.claims import Intervals, kline_ordinal
+from ingestor.loading import INTERRUPTED, Load, OutputExistsError, Request
+from ingestor.loading_view import PlainView
+from ingestor.local.rest import RestDesk, RestTrouble
+from tests.fakes.past import START_MS, PastVenue, PastWorld, add_bars, history_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from ingestor.core.model import MarketData
+
+
+HOUR_MS = 3_600_000
+BEGIN_MS = START_MS - 10 * HOUR_MS
+
+
+def ignore(_line: str) -> None:
+    """Show nothing."""
+
+
+async def load(world: PastWorld, request: Request, stop: trio.Event | None = None) -> tuple[int, str]:
+    """Run the command once; return its exit code and what it said."""
+    out = io.StringIO()
+    run = Load(request, world.config, world.open())
+    code = await run.run(trio.Event() if stop is None else stop, view=PlainView(ignore), dry_run=False, out=out)
+    return code, out.getvalue()
+
+
+def read_container(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return list(fastavro.reader(file))
+
+
+def trades_of(records: Sequence[MarketData], symbol: str = "BTCUSDT") -> list[int]:
+    return [record.sequence for record in records if record.symbol == symbol and record.trade is not None]
+
+
+def trade_request(folder: Path, *symbols: str, **bounds: Any) -> Request:
+    wanted = Request(symbols or ("BTCUSDT",), "trade", state=folder / "state.json")
+    return wanted._replace(**(bounds or {"start_ms": BEGIN_MS, "end_ms": START_MS}))
+
+
+async def test_trades_of_a_time_come_once_and_as_they_were(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """From the first trade at the start to the last before the end, every value as the venue has it."""
+    history = history_of("BTCUSDT", trades=range(700, 6_700), step_ms=1_000, start_ms=BEGIN_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    start_ms, end_ms = BEGIN_MS + 500, BEGIN_MS + 3_200_000
+    code, said = await load(world, trade_request(tmp_path, start_ms=start_ms, end_ms=end_ms))
+    assert code == 0
+    records = world.delivered()
+    assert [record.sequence for record in records] == list(range(702, 3_900))  # 701 shares its aggregate with 700
+    assert {record.source for record in records} == {"rest"}
+    fill = history.fills[2]
+    assert (records[0].timestamp, records[0].received_at // 1000 >= START_MS) == (fill.time_ms, True)
+    assert "3,198 records of 3,198 ids, 702..3899, 0 ids in holes" in said
+
+
+async def test_a_range_without_trades_is_nothing_to_do(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Before the first trade, after the last one, and between two."""
+    history = history_of("BTCUSDT", trades=range(4), step_ms=HOUR_MS, start_ms=BEGIN_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    for number, (start_ms, end_ms) in enumerate(
+        [(0, BEGIN_MS), (START_MS - 1, START_MS), (BEGIN_MS + 1, BEGIN_MS + 9)]
+    ):
+        request = trade_request(tmp_path, start_ms=start_ms, end_ms=end_ms)
+        code, said = await load(world, request._replace(state=tmp_path / f"{number}.json"))
+        assert (code, said) == (0, "BTCUSDT trade: 0 records of 0 ids, none, 0 ids in holes\n")
+    assert world.delivered() == []
+
+
+async def test_forgotten_trades_become_a_hole(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Asked for by id, from before what the venue keeps to behind what it has."""
+    history = history_of("BTCUSDT", trades=range(5_000, 6_500), step_ms=1_000, start_ms=BEGIN_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    code, said = await load(world, trade_request(tmp_path, first_id=10, last_id=10**9))
+    assert code == 0
+    records = world.delivered()
+    holes = [record.hole for record in records if record.hole is not None]
+    assert {hole.reason for hole in holes} == {"venue_forgot"}
+    assert Intervals((hole.first, hole.last) for hole in holes) == Intervals([(10, 4_999)])
+    assert sum(hole.last - hole.first + 1 for hole in holes) == 4_990  # pages in flight declare their own part
+    assert trades_of(records) == list(range(5_000, 6_500))
+    assert "1,500 records of 6,490 ids, 10..6499, 4,990 ids in holes\n  hole 10..4999\n" in said
+
+
+async def test_missing_bars_are_holes_and_the_unfinished_one_is_left_out(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Bars are really missing where the exchange was halted; the newest one is not over yet."""
+    history = history_of("BTCUSDT", trades=(), step_ms=1, start_ms=BEGIN_MS)
+    add_bars(history, "1m", BEGIN_MS, START_MS + 60_000)
+    venue = PastVenue([history])
+    gone = [BEGIN_MS + minute * 60_000 for minute in (0, 1, 200, 599)]
+    venue.desk.trouble = RestTrouble(missing_bars={("BTCUSDT", "1m"): set(gone)})
+    venue.desk._answers._trouble = venue.desk.trouble
+    world = PastWorld(venue, tmp_path)
+    request = Request(("BTCUSDT",), "kline_1m", BEGIN_MS, START_MS + HOUR_MS, state=tmp_path / "state.json")
+    code, said = await load(world, request)
+    assert code == 0
+    records = world.delivered()
+    bars = [record.sequence for record in records if record.kline is not None]
+    # The last bar ended at START_MS, and the venue has two seconds to close it.
+    expected = range(BEGIN_MS, START_MS - 60_000, 60_000)
+    assert sorted(bars) == [at_ms for at_ms in expected if at_ms not in gone]
+    holes = [record.hole for record in records if record.hole is not None]
+    first = kline_ordinal("1m", BEGIN_MS)
+    assert [(hole.first - first, hole.last - first, hole.reason) for hole in holes] == [
+        (0, 1, "venue_has_none"),
+        (200, 200, "venue_has_none"),
+    ]
+    assert "596 records of 599 ids" in said
+
+
+async def test_a_database_that_lags_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """An empty answer near the end proves nothing; after a minute it does."""
+    history = history_of("BTCUSDT", trades=range(1_000), step_ms=1_000, start_ms=START_MS - 1_000_000)
+    venue = PastVenue([history])
+    world = PastWorld(venue, tmp_path)
+    venue.desk._answers._trouble.lag_ms = 20_000
+    code, _ = await load(world, trade_request(tmp_path, first_id=0, last_id=1_004))
+    assert code == 0
+    assert trades_of(world.delivered()) == list(range(1_000))
+
+
+async def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What was sent is delivered first; the same command fetches the rest, and nothing twice."""
+    history = history_of("BTCUSDT", trades=range(12_000), step_ms=100, start_ms=BEGIN_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    request = trade_request(tmp_path)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def interrupt() -> None:
+            await trio.sleep(2)
+            stop.set()
+
+        nursery.start_soon(interrupt)
+        code, said = await load(world, request, stop)
+    assert code == INTERRUPTED
+    delivered = len(world.delivered())
+    assert 0 < delivered < 12_000
+    assert f"interrupted with {12_000 - delivered:,} ids to go; the same command continues (" in said
+    assert (await load(world, request))[0] == 0
+    assert trades_of(world.delivered()) == list(range(12_000))
+    requests = len(world.venue.requests)
+    assert (await load(world, request))[0] == 0
+    assert len(world.venue.requests) == requests + 1  # it looks at the limits, and sees that nothing is left
+
+
+async def live_and_die(world: PastWorld, request: Request, *, kills: int, longest_s: float) -> None:
+    """Run the command, kill it at random instants, and let the last run come to its end."""
+    random = Random(7)
+    for _ in range(kills):
+        world.kill_at_s = trio.current_time() + random.uniform(0.2, longest_s)
+        with trio.move_on_at(world.kill_at_s):
+            await load(world, request)
+            pytest.fail("it was over before it could be killed")
+    world.kill_at_s = inf
+    assert (await load(world, request))[0] == 0
+
+
+async def test_killed_at_ten_random_instants_it_continues_to_the_exact_set(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Nothing missing, and at most one page twice for each kill, whatever was in flight."""
+    ids = range(1_000, 21_000)
+    world = PastWorld(PastVenue([history_of("BTCUSDT", trades=ids, step_ms=100, start_ms=BEGIN_MS)]), tmp_path)
+    await live_and_die(world, trade_request(tmp_path), kills=10, longest_s=1.0)
+    counts = Counter(trades_of(world.delivered()))
+    assert sorted(counts) == list(ids)
+    assert 0 < counts.total() - len(ids) <= 10 * 1_000
+
+
+async def test_a_file_killed_at_ten_random_instants_holds_nothing_twice(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What was written and not noted is cut off again, so a file is exact."""
+    ids = range(1_000, 21_000)
+    world = PastWorld(PastVenue([history_of("BTCUSDT", trades=ids, step_ms=100, start_ms=BEGIN_MS)]), tmp_path)
+    output = tmp_path / "trades.avro"
+    await live_and_die(world, trade_request(tmp_path)._replace(output=output), kills=10, longest_s=0.8)
+    assert sorted(fields["sequence"] for fields in read_container(output)) == list(ids)
+    assert world.delivered() == []
+
+
+async def test_a_file_of_somebody_else_is_not_touched(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Without progress of this command, what is there stays there."""
+    world = PastWorld(PastVenue([history_of("BTCUSDT", trades=range(5), step_ms=1, start_ms=BEGIN_MS)]), tmp_path)
+    output = tmp_path / "trades.avro"
+    output.write_bytes(b"precious")
+    with pytest.raises(OutputExistsError, match="is there already"):
+        await load(world, trade_request(tmp_path)._replace(output=output))
+    assert output.read_bytes() == b"precious"
+
+
+class Eater:
+    """Another process behind the same address, which takes its half of the venue's limit, steadily."""
+
+    def __init__(self, desk: RestDesk, venue: PastVenue) -> None:
+        self._desk = desk
+        self._venue = venue
+        self.refused = 0
+
+    async def run(self) -> None:
+        while True:
+            answer = self._desk.answer("/api/v3/klines", [("symbol", "X")], self._venue.now_ms)
+            self.refused += answer.status in (418, 429)
+            await trio.sleep(0.04)  # weight 2 each: 3000 a minute
+
+
+def small_pages(patch: pytest.MonkeyPatch, rows: int = 10) -> None:
+    """Have pages hold fewer rows at the same price, so that a minute of requests is made in a moment."""
+    patch.setattr(backfill, "PAGE_ROWS", rows)
+
+
+async def spent_by(world: PastWorld, request: Request, minutes: int) -> list[int]:
+    """Run for whole minutes of the venue; return the weight that was spent on pages in each."""
+    with trio.move_on_at(60 * minutes):
+        await load(world, request)
+    spent = Counter(int(at_s // 60) for at_s, asked in world.venue.requests if "historicalTrades" in asked)
+    return [25 * spent[minute] for minute in range(minutes)]
+
+
+async def test_the_whole_share_is_used_and_no_request_too_many(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least 95 % of the permitted share of the venue's real limit, and not a single 429."""
+    small_pages(monkeypatch)
+    world = PastWorld(PastVenue([history_of("BTCUSDT", trades=range(9_000), step_ms=100, start_ms=BEGIN_MS)]), tmp_path)
+    permitted = 0.8 * 6_000
+    spent = await spent_by(world, trade_request(tmp_path), 3)
+    assert all(0.95 * permitted <= weight <= permitted for weight in spent), spent
+    assert set(world.venue.statuses) == {200}
+
+
+async def test_another_process_that_eats_half_of_the_budget_is_made_room_for(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The venue counts the address; what others use is not ours to spend, and neither of us is refused."""
+    small_pages(monkeypatch)
+    venue = PastVenue([history_of("BTCUSDT", trades=range(9_000), step_ms=100, start_ms=BEGIN_MS)])
+    world = PastWorld(venue, tmp_path)
+    eater = Eater(venue.desk, venue)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(eater.run)
+        spent = await spent_by(world, trade_request(tmp_path), 3)
+        nursery.cancel_scope.cancel()
+    assert all(1_700 <= weight <= 2_100 for weight in spent), spent
+    assert set(venue.statuses) == {200}
+    assert eater.refused == 0
+
+
+async def test_symbols_share_the_budget_fairly(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three symbols at once: each gets a third of the requests."""
+    small_pages(monkeypatch)
+    symbols = ("BTCUSDT", "ETHUSDT", "BNBUSDT")
+    histories = [history_of(symbol, trades=range(3_000), step_ms=100, start_ms=BEGIN_MS) for symbol in symbols]
+    world = PastWorld(PastVenue(histories), tmp_path)
+    await spent_by(world, trade_request(tmp_path, *symbols), 1)
+    asked = Counter(
+        symbol for _, text in world.venue.requests if "historicalTrades" in text for symbol in symbols if symbol in text
+    )
+    assert max(asked.values()) - min(asked.values()) <= 3, asked
+    assert trades_of(world.delivered(), "ETHUSDT") == list(range(len(trades_of(world.delivered(), "ETHUSDT"))))
