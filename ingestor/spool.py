@@ -608,7 +608,8 @@ class Spool:
         now, wall_ms = trio.current_time(), self._wall_ns() // 1_000_000
         for index, frames in read.frames.items():
             for (received_ms, records), place in frames:
-                self._lanes.add(records, now - max(0, wall_ms - received_ms) / 1000, now)
+                received_s = now - max(0, wall_ms - received_ms) / 1000
+                self._lanes.add(records, received_s, received_s)  # they have waited, and wait for no company now
                 self._saved[index] = self._lanes[index].added
                 self._loaded[index].append((self._saved[index], place))
         self._holding = set(filter(self._files.holds, self._holding))
