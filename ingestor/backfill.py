@@ -10,13 +10,17 @@ turns, page by page. Pages of one subscription are fetched side by side and sent
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 import structlog
 import trio
 
+from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, read_lines
+from ingestor.core.archive import BadRowError, files_between, parse
 from ingestor.core.binance import RestKline, RestTrade, milliseconds, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
 from ingestor.core.errors import IngestorError
@@ -27,9 +31,12 @@ from ingestor.rest_client import PAGE_ROWS, BadRequestError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from ingestor.channels import BatchSender
+    from ingestor.core.archive import ArchiveFile, ArchiveKind
     from ingestor.rest_client import RestClient
+    from ingestor.threads import RunBlocking
 
 log = structlog.get_logger()
 
@@ -58,6 +65,14 @@ class Wanted(NamedTuple):
     last_id: int | None = None
 
 
+class Times(NamedTuple):
+    """When the first and the last id of a range were, and when it is now; milliseconds of the venue's clock."""
+
+    first_ms: int
+    last_ms: int
+    now_ms: int
+
+
 class Watcher(Protocol):
     """Whoever wants to know how it goes."""
 
@@ -67,6 +82,10 @@ class Watcher(Protocol):
 
     def hole(self, symbol: str, hole: Hole) -> None:
         """Note that a hole was sent."""
+        ...
+
+    def refused(self, file: str, reason: str) -> None:
+        """Note that a file of the archive is not used."""
         ...
 
 
@@ -132,7 +151,8 @@ async def _last_trade_before(rest: RestClient, symbol: str, end_ms: int) -> int 
 class Backfill:
     """Loads past ranges.
 
-    `records` is this task's sender into the line; whoever made it closes it. `wall_ns` is the wall clock.
+    `records` is this task's sender into the line; whoever made it closes it. `files` None leaves the archive aside.
+    `run_blocking` is where files are read, `wall_ns` is the wall clock.
     """
 
     def __init__(
@@ -140,10 +160,14 @@ class Backfill:
         rest: RestClient,
         records: BatchSender[RecordBatch],
         *,
+        files: ArchiveClient | None,
+        run_blocking: RunBlocking,
         wall_ns: Callable[[], int],
         watcher: Watcher,
     ) -> None:
         self._rest = rest
+        self._files = files
+        self._run_blocking = run_blocking
         self._outlet = _Outlet(records, wall_ns, watcher)
 
     async def run(self, ranges: Mapping[Subscription, Intervals]) -> None:
@@ -157,7 +181,26 @@ class Backfill:
                 nursery.start_soon(self._load, subscription, ids, workers)
 
     async def _load(self, subscription: Subscription, ids: Intervals, workers: int) -> None:
-        await _RestLoad(subscription, ids, self._rest, self._outlet).run(workers)
+        left = ids.copy()
+        if self._files is not None:
+            load = _ArchiveLoad(subscription, left, self._files, self._run_blocking, self._outlet)
+            await load.run(await self._times_of(subscription, left))
+        await _RestLoad(subscription, left, self._rest, self._outlet).run(workers)
+
+    async def _times_of(self, subscription: Subscription, ids: Intervals) -> Times:
+        """Return from when to when (milliseconds, inclusive) the ids are, and the time now."""
+        now_ms = await self._rest.server_time_ms()
+        if subscription.kind != "trade":
+            interval = subscription.kind.removeprefix("kline_")
+            return Times(kline_open_ms(interval, ids.lowest), kline_open_ms(interval, ids.highest), now_ms)
+        first, last = [await self._time_of(subscription.symbol, each) for each in (ids.lowest, ids.highest)]
+        return Times(first, last, now_ms)
+
+    async def _time_of(self, symbol: str, trade_id: int) -> int:
+        rows = await self._rest.historical_trades(symbol, trade_id, 1, purpose="backfill")
+        if not rows or rows[0].trade_id != trade_id:
+            raise BackfillError(f"{symbol}: the venue does not keep trade {trade_id}, so its day is not known")
+        return milliseconds(rows[0].time)
 
 
 def kind_of(subscription: Subscription) -> str:
@@ -171,24 +214,23 @@ class _Outlet:
     def __init__(self, records: BatchSender[RecordBatch], wall_ns: Callable[[], int], watcher: Watcher) -> None:
         self._records = records
         self._wall_ns = wall_ns
-        self._watcher = watcher
+        self.watcher = watcher
 
     async def wait_for_room(self) -> None:
         """Live records come first: wait until the line is at most half full."""
         await self._records.wait_for_room()
 
-    async def deliver(self, way: _Rows, rows: Sequence[Row]) -> None:
-        """Put the records of rows on the line, each beside the row it came from."""
+    async def deliver(self, way: _Rows, rows: Sequence[Row], raws: list[bytes]) -> None:
+        """Put the records of rows on the line, each beside the bytes it came from."""
         if rows:
             received_us = self._wall_ns() // 1000
-            raws = [msgspec.json.encode(row) for row in rows]
             await self.send(way.subscription, [way.record_of(row, received_us) for row in rows], raws)
 
     async def send(self, subscription: Subscription, records: list[MarketData], raws: list[bytes]) -> None:
         """Put records on the line."""
         size_bytes = sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws)
         await self._records.send(RecordBatch(records, raws, trio.current_time(), size_bytes))
-        self._watcher.sent(subscription, records[-1].timestamp)
+        self.watcher.sent(subscription, records[-1].timestamp)
 
     async def declare(self, subscription: Subscription, absence: Absence) -> None:
         """Say in the stream that the venue does not have these ids."""
@@ -196,7 +238,7 @@ class _Outlet:
         hole = Hole(subscription.kind, absence.first, absence.last, absence.reason, now_us // 1000)
         record = hole_record(subscription.symbol, hole, now_us)
         await self._records.send(RecordBatch([record], [b""], trio.current_time(), RECORD_OVERHEAD_BYTES))
-        self._watcher.hole(subscription.symbol, hole)
+        self.watcher.hole(subscription.symbol, hole)
 
 
 class _Rows(NamedTuple):
@@ -242,6 +284,90 @@ class _Turns:
         self._waiting.unpark_all()
 
 
+class _ArchiveLoad:
+    """One subscription from the archive; what was sent is taken out of `left`."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        left: Intervals,
+        files: ArchiveClient,
+        run_blocking: RunBlocking,
+        outlet: _Outlet,
+    ) -> None:
+        self._subscription = subscription
+        self._left = left
+        self._files = files
+        self._run_blocking = run_blocking
+        self._outlet = outlet
+        self._rows = _Rows(subscription)
+        self._kind: ArchiveKind = "trades" if subscription.kind == "trade" else "klines"
+
+    async def run(self, times: Times) -> None:
+        """Send what the archive has of these times, file after file."""
+        interval = self._rows.interval
+        todo = deque(
+            files_between(
+                self._subscription.symbol,
+                self._kind,
+                interval,
+                times.first_ms,
+                times.last_ms + 1,
+                now_ms=times.now_ms,
+            )
+        )
+        while todo:
+            file = todo.popleft()
+            is_there = await self._load(file)
+            if not is_there and file.is_month:  # it comes days after the month, the days come next day
+                todo.extendleft(reversed(file.days()))
+
+    async def _load(self, file: ArchiveFile) -> bool:
+        """Send what is wanted of one file; False when the archive does not have it."""
+        try:
+            path = await self._fetch(file)
+            if path is None:
+                return False
+            await self._read(path)
+        except (DamagedFileError, BadRowError) as error:
+            log.warning("archive_file_refused", file=file.name, error=str(error))
+            self._outlet.watcher.refused(file.name, str(error))
+        else:
+            await self._run_blocking(path.unlink)
+        return True
+
+    async def _fetch(self, file: ArchiveFile) -> Path | None:
+        while True:
+            try:
+                return await self._files.fetch(file)
+            except ArchiveAwayError as failure:
+                log.warning("backfill_waits", file=file.name, reason=str(failure))
+            await trio.sleep(_VENUE_AWAY_S)
+
+    async def _read(self, path: Path) -> None:
+        with closing(read_lines(path)) as chunks:
+            while (lines := await self._run_blocking(partial(next, chunks, None))) is not None:
+                rows = cast("list[Row]", parse(self._kind, lines))
+                wanted = self._take([self._rows.id_of(row) for row in rows])
+                await self._outlet.wait_for_room()
+                await self._outlet.deliver(self._rows, [rows[at] for at in wanted], [lines[at] for at in wanted])
+
+    def _take(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the positions of the ids that are left to send, each once; they are not left from now on."""
+        if not ids:
+            return ()
+        first, last = ids[0], ids[-1]
+        if last - first + 1 == len(ids) and self._left.covers(first, last):
+            self._left.discard(first, last)
+            return range(len(ids))
+        positions = []
+        for position, number in enumerate(ids):
+            if number in self._left:
+                self._left.discard(number, number)
+                positions.append(position)
+        return positions
+
+
 class _RestLoad:
     """One subscription over REST."""
 
@@ -272,7 +398,7 @@ class _RestLoad:
             number = self._turns.draw()
             rows, absences = await self._read(page)
             await self._turns.wait_for(number)
-            await self._outlet.deliver(self._rows, rows)
+            await self._outlet.deliver(self._rows, rows, [msgspec.json.encode(row) for row in rows])
             for absence in absences:
                 await self._outlet.declare(self._subscription, absence)
             self._turns.finish()

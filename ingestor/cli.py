@@ -216,9 +216,14 @@ def audit(
 
 @main.command()
 @configured
-def check(config_name: str) -> None:
+@click.option("--connect", is_flag=True, help="Also reach the venue, Kinesis and the dead letters; exit 1 if one fails.")
+def check(config_name: str, *, connect: bool) -> None:
     """Say everything that is wrong with a configuration, or print what it amounts to."""
     config = load_config(config_name)
+    if connect:
+        from ingestor import preflight  # noqa: PLC0415
+
+        sys.exit(preflight.run(config, sys.stdout))
     from ingestor.config import to_yaml  # noqa: PLC0415
 
     click.echo(to_yaml(config), nl=False)

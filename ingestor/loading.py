@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
@@ -21,6 +21,7 @@ import trio
 from rich.console import Console
 
 from ingestor import logs
+from ingestor.archive_client import ArchiveClient
 from ingestor.backfill import PAGE_WEIGHT, Backfill, Wanted, kind_of, resolve
 from ingestor.channels import open_batch_channel
 from ingestor.config import KlineInterval
@@ -182,6 +183,7 @@ class Load:
             random=world.random,
             transport=world.rest_transport,
         )
+        self._files = self._open_archive() if request.is_from_archive else None
         letters = LetterFiles(config.dead_letter.directory, world.wall_ns)
         self._letters = FileDeadLetters(letters, world.run_blocking, world.wall_ns, self._metrics)
         key_of = key_rule(config.kinesis.partition_key, config.kinesis.lanes)
@@ -189,7 +191,7 @@ class Load:
 
     async def run(self, stop: trio.Event, *, view: View, dry_run: bool, out: TextIO) -> int:
         """Load until everything is delivered or `stop` is set, and say what came of it; return the exit code."""
-        async with self._rest:
+        async with self._rest, self._files or nullcontext():
             async with _until(stop):
                 await self._rest.exchange_info()  # the weight limit of today
                 await self._resolve()
@@ -200,11 +202,24 @@ class Load:
                 return 0
             await self._load(stop, view)
         view.close()
-        out.write(summary_text(self._parts(), self._tally.refused))
+        out.write(summary_text(self._parts(), self._tally.refusals))
         if left := sum(ids.count() for ids in self.progress.missing().values()):
             out.write(f"interrupted with {left:,} ids to go; the same command continues ({self.progress.path})\n")
             return INTERRUPTED
         return 0
+
+    def _open_archive(self) -> ArchiveClient:
+        """Make the client of the archive; files wait beside the progress, so that a run finds what the last one had."""
+        config, world = self._config, self._world
+        path = self.progress.path
+        return ArchiveClient(
+            config.binance.archive_url,
+            config.binance.rest,
+            path.with_name(f"{path.name}.files"),
+            run_blocking=world.run_blocking,
+            random=world.random,
+            transport=world.rest_transport,
+        )
 
     async def _resolve(self) -> None:
         """Find the ids of what is wanted; what an earlier run found stays."""
@@ -223,7 +238,14 @@ class Load:
         encoded_intake: BatchReceiver[EncodedBatch]
         records, record_intake = open_batch_channel(CHANNEL_BATCHES, max_bytes)
         encoded, encoded_intake = open_batch_channel(CHANNEL_BATCHES, max_bytes)
-        backfill = Backfill(self._rest, records, wall_ns=self._world.wall_ns, watcher=self._tally)
+        backfill = Backfill(
+            self._rest,
+            records,
+            files=self._files,
+            run_blocking=self._world.run_blocking,
+            wall_ns=self._world.wall_ns,
+            watcher=self._tally,
+        )
         async with trio.open_nursery() as observers:
             observers.start_soon(self._watch, view)
             observers.start_soon(self._letters.keep_trying)
@@ -324,13 +346,16 @@ class _Tally:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._event_ms: dict[Subscription, int] = {}
-        self.refused: list[tuple[str, str]] = []
+        self.refusals: list[tuple[str, str]] = []
 
     def sent(self, subscription: Subscription, event_ms: int) -> None:
         self._event_ms[subscription] = event_ms
 
     def hole(self, symbol: str, hole: Hole) -> None:
         self._progress.note_hole(symbol, hole)
+
+    def refused(self, file: str, reason: str) -> None:
+        self.refusals.append((file, reason))
 
     def statuses(self) -> list[SpanStatus]:
         return [

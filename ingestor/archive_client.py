@@ -1,0 +1,182 @@
+"""Files of the venue's public archive: downloaded, checked, and read line by line.
+
+A download that was cut off goes on where it stopped. Nothing is read of a file before all of it was checked: against
+the CHECKSUM beside it, and against the checksums inside of the zip. A damaged one is fetched anew a few times and then
+refused. Memory is constant, whatever the size of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import httpx
+import structlog
+import trio
+
+from ingestor.core.archive import lines_of
+from ingestor.core.backoff import Backoff
+from ingestor.core.errors import IngestorError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from pathlib import Path
+    from random import Random
+    from types import TracebackType
+    from typing import Self
+
+    from ingestor.config import Rest
+    from ingestor.core.archive import ArchiveFile
+    from ingestor.threads import RunBlocking
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+DAMAGED_ATTEMPTS: Final = 3
+_READ_BYTES: Final = 1 << 16  # some 900 trades
+_RETRY_INITIAL_S: Final = 0.5
+_RETRY_MAX_S: Final = 30.0
+_BROKEN_ZIP: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
+
+class ArchiveError(IngestorError):
+    """The archive did not give what was asked for."""
+
+
+class DamagedFileError(ArchiveError):
+    """A file is not what its checksums say, each time it was fetched."""
+
+
+class ArchiveAwayError(ArchiveError):
+    """No usable answer in all attempts; later may be better."""
+
+
+class ArchiveClient:
+    """Downloads from one archive into `folder`; a context manager that owns the connections.
+
+    `transport` replaces the network, `run_blocking` is where the disk is used. Errors: `DamagedFileError`,
+    `ArchiveAwayError`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        settings: Rest,
+        folder: Path,
+        *,
+        run_blocking: RunBlocking,
+        random: Random,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._run_blocking = run_blocking
+        self._random = random
+        self._http = httpx.AsyncClient(
+            base_url=base_url.rstrip("/"),
+            timeout=settings.timeout_s,
+            transport=transport,
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with trio.move_on_after(1, shield=True):  # closing sockets; a cancelled task closes them too
+            await self._http.__aexit__(kind, error, trace)
+
+    async def fetch(self, file: ArchiveFile) -> Path | None:
+        """Return where the checked file is now; None when the archive does not have it (yet)."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / file.name
+        for attempts_left in reversed(range(DAMAGED_ATTEMPTS)):
+            digest = await self._patiently(partial(self._checksum, file))
+            if not await self._patiently(partial(self._download, file, path)):
+                return None
+            damage = await self._run_blocking(partial(find_damage, path, digest))
+            if damage is None:
+                return path
+            path.unlink()
+            log.warning("archive_file_damaged", file=file.name, damage=damage, attempts_left=attempts_left)
+        raise DamagedFileError(f"{file.name}: {damage}; fetched {DAMAGED_ATTEMPTS} times")
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is a usable answer, slower each time."""
+        backoff = Backoff(initial_s=_RETRY_INITIAL_S, max_s=_RETRY_MAX_S, multiplier=2, jitter=self._random)
+        attempts_left = self._settings.max_attempts
+        while True:
+            try:
+                return await ask()
+            except (httpx.RequestError, ArchiveAwayError) as failure:
+                attempts_left -= 1
+                reason = str(failure) or type(failure).__name__
+                if not attempts_left:
+                    raise ArchiveAwayError(reason) from failure
+            log.info("archive_retry", reason=reason, attempts_left=attempts_left)
+            await trio.sleep(backoff.next_delay())
+
+    async def _checksum(self, file: ArchiveFile) -> str | None:
+        """Return the SHA-256 that the archive says the file has; None where it says nothing."""
+        response = await self._http.get(f"{file.path}.CHECKSUM")
+        if response.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        _require(response, HTTPStatus.OK)
+        return response.text.partition(" ")[0].strip().lower()
+
+    async def _download(self, file: ArchiveFile, path: Path) -> bool:
+        """Bring the file to `path`, from where an earlier attempt stopped; False when the archive does not have it."""
+        size_bytes = await self._run_blocking(partial(_size_of, path))
+        headers = {"Range": f"bytes={size_bytes}-"} if size_bytes else {}
+        async with self._http.stream("GET", file.path, headers=headers) as response:
+            if response.status_code == HTTPStatus.NOT_FOUND:
+                return False
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return True  # all of it is here
+            is_rest = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            _require(response, HTTPStatus.PARTIAL_CONTENT if is_rest else HTTPStatus.OK)
+            with path.open("ab" if is_rest else "wb") as target:
+                async for chunk in response.aiter_bytes():
+                    await self._run_blocking(partial(target.write, chunk))
+        return True
+
+
+def find_damage(path: Path, digest: str | None) -> str | None:
+    """Say what is wrong with a zip, or None; `digest` is the SHA-256 it should have. Blocks."""
+    if digest is not None:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != digest:
+            return f"SHA-256 is {found} and should be {digest}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            members = len(archive.namelist())
+    except _BROKEN_ZIP as error:
+        return f"not a whole zip: {error}"
+    if broken is not None or members != 1:
+        return f"{broken} is broken in it" if broken else f"{members} files in it, and one is expected"
+    return None
+
+
+def read_lines(path: Path) -> Generator[list[bytes]]:
+    """Give the lines of the CSV in a checked zip, some hundred at a time. Blocks at every step."""
+    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as table:
+        yield from lines_of(iter(partial(table.read, _READ_BYTES), b""))
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _require(response: httpx.Response, status: HTTPStatus) -> None:
+    if response.status_code != status:
+        raise ArchiveAwayError(f"HTTP {response.status_code} for {response.url}")
