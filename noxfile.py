@@ -56,6 +56,13 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def simulate(session: nox.Session) -> None:
+    """Put the whole line through seeded faults on virtual time: `nox -s simulate -- --seeds 1000 --minutes 30`."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tests.simulation", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def run(session: nox.Session) -> None:
     """Show the whole service on this machine: `nox -s run -- --seconds 60`."""
     session.install("-e", ".[local]")

@@ -120,6 +120,11 @@ class Venue:
         """How many WebSocket connections are open."""
         return len(self._sessions)
 
+    @property
+    def rest_is_mute(self) -> bool:
+        """Whether REST requests are left without an answer now."""
+        return trio.current_time() < self._mute_until_s
+
     async def serve(
         self,
         *,
@@ -176,7 +181,7 @@ class Venue:
         if parts.path.startswith("/data/"):
             asked = next((value.decode("latin-1") for name, value in request.headers if name == b"range"), None)
             return self.archive.answer(parts.path, asked)
-        if trio.current_time() < self._mute_until_s:
+        if self.rest_is_mute:
             return None
         return self.desk.answer(parts.path, parse_qsl(parts.query, keep_blank_values=True), self._wall_ms())
 

@@ -24,29 +24,37 @@ class MemoryStream:
 
     `before_put` is awaited with the entries of a call before anything is stored: it may wait, raise `SinkError`, or
     return failures by position. `after_put` is awaited when they are stored: raising there is an answer that was lost.
+    `on_stored` is told the shard of every record that is stored, and who wrote it.
     """
 
     def __init__(self, wall_ns: Callable[[], int], *, shards: int = 1) -> None:
         self.shards: list[list[StoredRecord]] = [[] for _ in range(shards)]
         self.before_put: Callable[[Sequence[PutEntry]], Awaitable[list[EntryFailure | None] | None]] | None = None
         self.after_put: Callable[[], Awaitable[None]] | None = None
+        self.on_stored: Callable[[int, StoredRecord, int], None] | None = None
         self.calls = 0
         self._wall_ns = wall_ns
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
-        """Store what is not refused."""
+    async def put(self, entries: Sequence[PutEntry], writer: int = 0) -> Sequence[EntryFailure | None]:
+        """Store what is not refused; `writer` says whose call it is."""
         self.calls += 1
         await trio.lowlevel.checkpoint()
         failures = await self.before_put(entries) if self.before_put is not None else None
         failures = failures or [None] * len(entries)
         for entry, failure in zip(entries, failures, strict=True):
             if failure is None:
-                shard = self.shards[shard_of(entry, len(self.shards))]
-                arrival_ms = self._wall_ns() // 1_000_000
-                shard.append(StoredRecord(entry.data, entry.partition_key, arrival_ms, str(len(shard))))
+                self._store(entry, writer)
         if self.after_put is not None:
             await self.after_put()
         return failures
+
+    def _store(self, entry: PutEntry, writer: int) -> None:
+        number = shard_of(entry, len(self.shards))
+        shard = self.shards[number]
+        record = StoredRecord(entry.data, entry.partition_key, self._wall_ns() // 1_000_000, str(len(shard)))
+        shard.append(record)
+        if self.on_stored is not None:
+            self.on_stored(number, record, writer)
 
     def records(self) -> list[StoredRecord]:
         """Everything that is stored, shard by shard."""
@@ -54,11 +62,15 @@ class MemoryStream:
 
 
 class MemoryStreams:
-    """The reading side of several streams; `before_read` may raise or wait, for every call."""
+    """The reading side of several streams.
+
+    `before_read` may raise or wait, for every call; `is_page_empty` may have a page come empty that is not the end.
+    """
 
     def __init__(self, streams: dict[str, MemoryStream]) -> None:
         self._streams = streams
         self.before_read: Callable[[], Awaitable[None]] | None = None
+        self.is_page_empty: Callable[[], bool] | None = None
 
     async def describe(self, stream: str) -> StreamSummary:
         """Say what a stream is."""
@@ -98,6 +110,8 @@ class MemoryStreams:
         """Read on."""
         stream, shard_id, place = iterator.split("/")
         shard = (await self._find(stream)).shards[int(shard_id)]
+        if self.is_page_empty is not None and self.is_page_empty():
+            return RecordsPage([], iterator, 1)
         page = shard[int(place) : int(place) + limit]
         end = int(place) + len(page)
         return RecordsPage(page, f"{stream}/{shard_id}/{end}", 0 if end == len(shard) else 1)

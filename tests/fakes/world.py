@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qsl
@@ -21,22 +22,82 @@ from ingestor.world import World
 from tests.fakes.streams import MemoryStream, MemoryStreams
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from ingestor.core.model import MarketData
+    from ingestor.core.model import EntryFailure, MarketData, PutEntry
     from ingestor.local.faults import Fault
     from ingestor.local.venue import Feed
 
 T = TypeVar("T")
 START_MS = 1_790_000_000_000
 DATA, BEATS = "data", "beats"
+REST_TIMEOUT_S = 10.0
 
 
 async def run_inline(fn: Callable[[], T]) -> T:
     """Do blocking work right here: Trio's autojump clock does not see threads."""
     await trio.lowlevel.checkpoint()
     return fn()
+
+
+class Life:
+    """One run of the service as the world sees it. Killed, nothing that it still does reaches anybody.
+
+    A call into AWS runs in a thread, which no cancellation interrupts: it ends by itself, or with the process.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_dead = False
+        self._threads: dict[trio.CancelScope, None] = {}
+
+    def kill(self) -> None:
+        """End it at once, as SIGKILL does: calls under way never return, and no other one begins."""
+        self.is_dead = True
+        for scope in self._threads:
+            scope.cancel()
+
+    async def reach(self) -> None:
+        """Pass, if alive; the dead wait for ever."""
+        if self.is_dead:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+
+    async def in_thread(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await `call` as a thread would run it."""
+        await self.reach()
+        with trio.CancelScope(shield=True) as scope:
+            self._threads[scope] = None
+            try:
+                result = await call()
+            finally:
+                del self._threads[scope]
+            if not self.is_dead:
+                return result
+        await trio.sleep_forever()
+        raise AssertionError("the dead do not return")
+
+
+class LifeSink:
+    """A stream as one life writes to it; `on_answer` is told what it learned before it goes on."""
+
+    def __init__(
+        self,
+        stream: MemoryStream,
+        life: Life,
+        on_answer: Callable[[Sequence[PutEntry], Sequence[EntryFailure | None]], None] | None,
+    ) -> None:
+        self._stream = stream
+        self._life = life
+        self._on_answer = on_answer
+
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+        """Put as long as there is life."""
+        answer = await self._life.in_thread(partial(self._stream.put, entries, self._life.number))
+        if self._on_answer is not None:
+            self._on_answer(entries, answer)
+        return answer
 
 
 class MemoryWorld:
@@ -49,16 +110,19 @@ class MemoryWorld:
         seed: int = 1,
         source: Feed | None = None,
         script: Sequence[Fault] = (),
+        tick_s: float = 0.05,
+        windows_differ: bool = False,
     ) -> None:
         self._began_s = trio.current_time()
         self.seed = seed
         self.symbols = tuple(symbols)
         market = source or Market(symbols, seed=seed, start_ms=START_MS, orders_per_s=2.0, updates_per_s=5.0)
-        self.venue = Venue(market, script=script, wall_ns=self.wall_ns, tick_s=0.05)
+        self.venue = Venue(market, script=script, wall_ns=self.wall_ns, tick_s=tick_s, windows_differ=windows_differ)
         self.data = MemoryStream(self.wall_ns, shards=2)
         self.beats = MemoryStream(self.wall_ns)
         self.streams = MemoryStreams({DATA: self.data, BEATS: self.beats})
         self.rest_requests: list[str] = []
+        self.on_answer: Callable[[Sequence[PutEntry], Sequence[EntryFailure | None]], None] | None = None
         self._sockets: trio.Nursery | None = None
         self._lives = 0
 
@@ -75,30 +139,39 @@ class MemoryWorld:
             yield
             nursery.cancel_scope.cancel()
 
-    def as_seen_by_a_service(self) -> World:
-        """Return it as the next service takes it; each has chance of its own, as two processes would."""
+    def next_life(self) -> Life:
+        """Begin the next run of the service."""
         self._lives += 1
+        return Life(self._lives)
+
+    def as_seen_by_a_service(self, life: Life | None = None) -> World:
+        """Return it as a service takes it; each has chance of its own, as two processes would."""
+        life = life or self.next_life()
         return World(
-            connect=self._connect,
-            rest_transport=httpx.MockTransport(self._answer),
-            data_sink=self.data,
-            heartbeat_sink=self.beats,
+            connect=partial(self._connect, life),
+            rest_transport=httpx.MockTransport(partial(self._answer, life)),
+            data_sink=LifeSink(self.data, life, self.on_answer),
+            heartbeat_sink=LifeSink(self.beats, life, None),
             streams=self.streams,
             run_blocking=run_inline,
             wall_ns=self.wall_ns,
-            random=Random(f"{self.seed}/{self._lives}"),
+            random=Random(f"{self.seed}/{life.number}"),
         )
 
-    async def _connect(self) -> trio.abc.Stream:
+    async def _connect(self, life: Life) -> trio.abc.Stream:
+        await life.reach()
         assert self._sockets is not None
         ours, theirs = memory_stream_pair()
         self._sockets.start_soon(self.venue.handle, theirs)
-        await trio.lowlevel.checkpoint()
         return ours
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
+    async def _answer(self, life: Life, request: httpx.Request) -> httpx.Response:
         await trio.sleep(0.02)
+        await life.reach()
         self.rest_requests.append(f"{request.url.path}?{request.url.query.decode()}")
+        if self.venue.rest_is_mute:
+            await trio.sleep(REST_TIMEOUT_S)
+            raise httpx.ReadTimeout("no answer", request=request)
         now_ms = self.wall_ns() // 1_000_000
         query = parse_qsl(request.url.query.decode(), keep_blank_values=True)
         answer = self.venue.desk.answer(request.url.path, query, now_ms)

@@ -1,0 +1,90 @@
+"""Everything that went into the two streams of a simulated run, with what has to hold at that very moment."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from ingestor.core.claims import Intervals, claim_of
+from ingestor.core.kpl import disaggregate
+from ingestor.core.resume import beat_from_avro
+from ingestor.serializer import Serializer, decode_heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ingestor.aws import StoredRecord
+    from ingestor.core.model import Claim, EntryFailure, MarketData, PutEntry, Subscription
+    from ingestor.core.resume import Beat
+
+
+class Stored(NamedTuple):
+    """A record in the data stream: in which shard, by which life, at which virtual second."""
+
+    shard: int
+    life: int
+    at_s: float
+    record: MarketData
+    claim: Claim | None
+
+
+class Journal:
+    """Reads along, and notes in `problems` what must never be."""
+
+    def __init__(self, now: Callable[[], float], is_origin_excused: Callable[[], bool]) -> None:
+        self.problems: list[str] = []
+        self.stored: list[Stored] = []
+        self.beats: list[tuple[int, Beat]] = []
+        self.acknowledged: dict[Subscription, Intervals] = {}
+        self.by_life: dict[int, dict[Subscription, Intervals]] = {}
+        self.origins: dict[Subscription, int] = {}
+        self._claims: dict[bytes, list[Claim]] = {}
+        self._decode = Serializer().decode
+        self._digest = blake2b(digest_size=8)
+        self._now = now
+        self._is_origin_excused = is_origin_excused
+
+    @property
+    def digest(self) -> str:
+        """Name all that was stored, and when, to the last byte."""
+        return self._digest.hexdigest()
+
+    def take_record(self, shard: int, entry: StoredRecord, life: int) -> None:
+        """Note what the data stream has stored."""
+        self._digest.update(b"%d %d %d %b" % (shard, life, entry.arrival_ms, entry.data))
+        claims = self._claims[entry.data] = []
+        for _, _, data in disaggregate(entry.data, entry.partition_key):
+            record = self._decode(data)
+            claim = claim_of(record)
+            self.stored.append(Stored(shard, life, self._now(), record, claim))
+            if claim is not None:
+                claims.append(claim)
+                self._check_origin(claim)
+
+    def take_answer(self, entries: Sequence[PutEntry], answer: Sequence[EntryFailure | None]) -> None:
+        """Note what a life was told of its entries."""
+        for entry, failure in zip(entries, answer, strict=True):
+            if failure is None:
+                for subscription, first, last in self._claims[entry.data]:
+                    self.acknowledged.setdefault(subscription, Intervals()).add(first, last)
+
+    def take_beat(self, _shard: int, entry: StoredRecord, life: int) -> None:
+        """Note a heartbeat, which may claim nothing that was not acknowledged."""
+        beat = beat_from_avro(decode_heartbeat(entry.data))
+        entries = sorted(map(repr, beat.entries))  # a set of names decides their order, and means nothing by it
+        self._digest.update(f"beat {life} {entry.arrival_ms} {beat.beat} {entries}".encode())
+        self.beats.append((life, beat))
+        for subscription, claimed in beat.coverage():
+            self.origins[subscription] = min(self.origins.get(subscription, claimed.origin), claimed.origin)
+            ahead = claimed.covered.copy()
+            ahead.subtract(self.acknowledged.get(subscription, Intervals()))
+            if ahead:
+                self._complain(f"life {life} claims {ahead} of {subscription.stream_name}, never acknowledged")
+
+    def _check_origin(self, claim: Claim) -> None:
+        origin = self.origins.get(claim.subscription)
+        if (origin is None or claim.last < origin) and not self._is_origin_excused():
+            self._complain(f"{claim} is stored before its origin {origin} is written")
+
+    def _complain(self, text: str) -> None:
+        self.problems.append(f"{self._now():.3f} s: {text}")
