@@ -9,14 +9,19 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import fastavro
+import msgspec
 import pytest
 import trio
 
 from ingestor import backfill
+from ingestor.backfill import BackfillError
+from ingestor.core.binance import KlineEvent, TradeEvent, decode_payload, kline_record, trade_record
 from ingestor.core.claims import Intervals, kline_ordinal
 from ingestor.loading import INTERRUPTED, Load, OutputExistsError, Request
 from ingestor.loading_view import PlainView
+from ingestor.local.market import Market
 from ingestor.local.rest import RestDesk, RestTrouble
+from ingestor.serializer import Serializer
 from tests.fakes.past import START_MS, PastVenue, PastWorld, add_bars, history_of
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 
 
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+YESTERDAY_MS = START_MS - START_MS % DAY_MS - DAY_MS
 BEGIN_MS = START_MS - 10 * HOUR_MS
 
 
@@ -282,3 +289,114 @@ async def test_symbols_share_the_budget_fairly(
     )
     assert max(asked.values()) - min(asked.values()) <= 3, asked
     assert trades_of(world.delivered(), "ETHUSDT") == list(range(len(trades_of(world.delivered(), "ETHUSDT"))))
+
+
+def archive_request(folder: Path, kind: str, start_ms: int, end_ms: int) -> Request:
+    state = folder / f"archive-{kind}.json"
+    return Request(("BTCUSDT",), kind, start_ms, end_ms, state=state, is_from_archive=True)
+
+
+def on_any_path(record: MarketData) -> MarketData:
+    """Leave out what tells the paths apart: source, time of receipt, and of a bar what REST does not give."""
+    bar = record.kline
+    if bar is not None:
+        bar = msgspec.structs.replace(bar, first_trade_id=None, last_trade_id=None)
+    timestamp = 0 if bar is not None else record.timestamp  # live: when it was sent; else: when the bar ended
+    return msgspec.structs.replace(record, source="unknown", received_at=0, kline=bar, timestamp=timestamp)
+
+
+async def test_records_are_the_same_on_all_three_paths(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The same trades and bars live, over REST and from the archive, side by side."""
+    market = Market(["BTCUSDT"], start_ms=YESTERDAY_MS, orders_per_s=0.01, updates_per_s=0.01, levels=100)
+    market.watch("btcusdt@trade")
+    market.watch("btcusdt@kline_1m")
+    messages = [decode_payload(message.payload) for message in market.advance(YESTERDAY_MS + DAY_MS - 1)]
+    messages += [decode_payload(message.payload) for message in market.advance(YESTERDAY_MS + DAY_MS + 2_000)]
+    serializer = Serializer()
+    live: dict[str, list[MarketData]] = {"trade": [], "kline_1m": []}
+    for event in messages:
+        if isinstance(event, TradeEvent) and event.trade_time < YESTERDAY_MS + DAY_MS:
+            live["trade"].append(serializer.decode(serializer.encode(trade_record(event, 5))))
+        elif isinstance(event, KlineEvent) and event.bar.closed:
+            live["kline_1m"].append(serializer.decode(serializer.encode(kline_record(event, 5))))
+    history = market.history("BTCUSDT")
+    assert history is not None
+    for kind, expected in live.items():
+        request = archive_request(tmp_path, kind, YESTERDAY_MS, YESTERDAY_MS + DAY_MS)
+        worlds = [PastWorld(PastVenue([history]), tmp_path) for _ in range(2)]
+        assert (await load(worlds[0], request))[0] == 0
+        assert (await load(worlds[1], request._replace(is_from_archive=False, state=tmp_path / kind)))[0] == 0
+        archived, fetched = (world.delivered() for world in worlds)
+        assert len(expected) > 500
+        assert [on_any_path(record) for record in fetched] == [on_any_path(record) for record in expected]
+        assert [on_any_path(record) for record in archived] == [on_any_path(record) for record in expected]
+        if kind == "trade":
+            assert [record.timestamp for record in archived] == [record.timestamp for record in expected]
+        pages = [asked for _, asked in worlds[0].venue.requests if "limit=1000" in asked]
+        assert pages == []  # the archive had all of it
+
+
+async def test_rest_goes_on_where_the_archive_ends(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Yesterday is in the archive, today is not; nothing is missing between the two."""
+    history = history_of("BTCUSDT", trades=range(4_000), step_ms=40_000, start_ms=YESTERDAY_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    code, said = await load(world, archive_request(tmp_path, "trade", YESTERDAY_MS, START_MS))
+    assert code == 0
+    assert trades_of(world.delivered()) == list(range(len(world.delivered())))
+    day_after = 2 * (DAY_MS // 80_000)
+    assert len(world.delivered()) > day_after
+    pages = [asked for _, asked in world.venue.requests if "historicalTrades" in asked and "limit=1&" not in asked]
+    assert f"fromId={day_after}&" in next(page for page in pages if not page.endswith("limit=1"))
+    assert "refused" not in said
+
+
+async def test_a_damaged_file_is_refused_and_its_day_comes_over_rest(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Damaged once it is fetched again; damaged each time, REST takes over, and the summary says so."""
+    for damaged in (1, 3):
+        history = history_of("BTCUSDT", trades=range(1_500), step_ms=10_000, start_ms=YESTERDAY_MS)
+        world = PastWorld(PastVenue([history]), tmp_path)
+        world.venue.archive.damaged = damaged
+        request = archive_request(tmp_path, "trade", YESTERDAY_MS, YESTERDAY_MS + DAY_MS)
+        code, said = await load(world, request._replace(state=tmp_path / f"{damaged}.json"))
+        assert code == 0
+        assert trades_of(world.delivered()) == list(range(1_500))
+        assert ("SHA-256 is" in said) == (damaged == 3)
+
+
+async def test_an_archive_load_continues_inside_of_a_file(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Killed while a file is read, it sends the rest of that file and nothing before."""
+    history = history_of("BTCUSDT", trades=range(5_000), step_ms=10_000, start_ms=YESTERDAY_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    request = archive_request(tmp_path, "trade", YESTERDAY_MS, YESTERDAY_MS + DAY_MS)
+    await live_and_die(world, request, kills=3, longest_s=0.9)
+    counts = Counter(trades_of(world.delivered()))
+    assert sorted(counts) == list(range(5_000))
+    assert counts.total() < 5_000 + 3_000
+
+
+async def test_an_archive_that_is_away_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """As a venue that is away: nothing is given up."""
+    history = history_of("BTCUSDT", trades=range(100), step_ms=10_000, start_ms=YESTERDAY_MS)
+    venue = PastVenue([history])
+    world = PastWorld(venue, tmp_path)
+    venue.is_archive_away = True
+    async with trio.open_nursery() as nursery:
+
+        async def come_back() -> None:
+            await trio.sleep(120)
+            venue.is_archive_away = False
+
+        nursery.start_soon(come_back)
+        code, _ = await load(world, archive_request(tmp_path, "trade", YESTERDAY_MS, YESTERDAY_MS + DAY_MS))
+    assert code == 0
+    assert trades_of(world.delivered()) == list(range(100))
+    assert venue.statuses[503] > 5
+
+
+async def test_a_day_that_the_venue_cannot_tell_is_said(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The archive is sorted by days; a forgotten id has none, and guessing would be a silent hole."""
+    history = history_of("BTCUSDT", trades=range(500, 600), step_ms=10_000, start_ms=YESTERDAY_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    request = trade_request(tmp_path, first_id=1, last_id=550)._replace(is_from_archive=True)
+    with pytest.RaisesGroup(pytest.RaisesExc(BackfillError, match="does not keep trade 1"), flatten_subgroups=True):
+        await load(world, request)

@@ -18,7 +18,7 @@ from ingestor.core.kpl import disaggregate
 from ingestor.local.archive import ArchiveDesk
 from ingestor.local.history import UNIT, Bar, Fill, History, bar_close_ms, bar_open_ms
 from ingestor.local.protocol import Rules
-from ingestor.local.rest import RestDesk
+from ingestor.local.rest import Response, RestDesk
 from ingestor.serializer import Serializer
 from ingestor.world import World
 from tests.fakes.streams import MemoryStream, MemoryStreams
@@ -68,6 +68,7 @@ class PastVenue:
         self.desk = RestDesk(self, rules or Rules())
         self.archive = ArchiveDesk(self)
         self.latency_s = latency_s
+        self.is_archive_away = False
         self.requests: list[tuple[float, str]] = []
         self.statuses: Counter[int] = Counter()
         self.began_s = trio.current_time()
@@ -91,7 +92,9 @@ class PastVenue:
         path, query = request.url.path, request.url.query.decode()
         self.requests.append((trio.current_time(), f"{path}?{query}"))
         await trio.sleep(self.latency_s / 2)
-        if path.startswith("/data/"):
+        if self.is_archive_away and path.startswith("/data/"):
+            answer = Response(503, b"")
+        elif path.startswith("/data/"):
             answer = self.archive.answer(path, request.headers.get("range"))
         else:
             answer = self.desk.answer(path, parse_qsl(query), self.now_ms)
