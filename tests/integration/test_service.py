@@ -147,7 +147,7 @@ async def test_without_credentials_it_stays_up_not_ready_and_says_what_to_do(
     stream = stream_name_of(request.node.name)
     await create_streams(moto_url, stream)
     async with open_venue(new_venue()) as urls:
-        settings = configuration(urls, moto_url, stream, tmp_path, service={"shutdown_grace_s": 5})
+        settings = configuration(urls, moto_url, stream, tmp_path, service={"shutdown_grace_s": 8})
         with trio.fail_after(DEADLINE_S):
             async with run_service(settings, tmp_path, environment={}) as service:
                 complaint = await service.wait_error("NoCredentials")
