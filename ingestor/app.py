@@ -28,6 +28,7 @@ from ingestor.core.held import Held
 from ingestor.core.intake import Intake, hole_record
 from ingestor.core.lag import WatermarkLag
 from ingestor.core.model import Gap, Hole
+from ingestor.core.overview import overview
 from ingestor.core.partition import key_rule
 from ingestor.core.rate_limit import connect_limit
 from ingestor.core.rates import RollingRates
@@ -175,7 +176,11 @@ class Service:
         """Answer probes, watch the loop, try dead letters again, until cancelled."""
         health = self.config.health
         observed = health_check.Observed(
-            self.board, self.metrics, self.rates, lambda: {name: read() for name, read in self.details.items()}
+            self.board,
+            self.metrics,
+            self.rates,
+            lambda: {name: read() for name, read in self.details.items()},
+            wall_ns=self.world.wall_ns,
         )
         async with trio.open_nursery() as nursery:
             url = await nursery.start(health_check.serve, observed, health.host, health.port)
@@ -571,15 +576,22 @@ class Line:
 
     def details(self) -> dict[str, Any]:
         """Return what `/status` says of the line beside health and rates."""
+        config = self.service.config
         synchronised, books = self.intake.synchronised()
-        shard = self.service.config.shard
+        marks = self.coverage.watermarks()
+        newest = ((each, self.intake.last_event_ms(each)) for each in self.subscriptions)
         return {
+            "service": {"name": config.service.name, "environment": config.service.environment},
+            "venue": urlsplit(config.binance.websocket_url).hostname,
+            "stream": config.kinesis.stream_name,
             "subscriptions": len(self.subscriptions),
             "symbols": len({each.symbol for each in self.subscriptions}),
-            "shard": {"index": shard.index, "count": shard.count},
+            "shard": {"index": config.shard.index, "count": config.shard.count},
             "books": {"synchronised": synchronised, "all": books},
             "repair": self.repair.pending(),
-            "watermarks": {each.stream_name: mark for each, mark in self.coverage.watermarks().items()},
+            "repaired": self.repair.newest(),
+            "overview": overview(newest, self.lag.by_subscription(marks, trio.current_time())),
+            "watermarks": {each.stream_name: mark for each, mark in marks.items()},
         }
 
 

@@ -1,44 +1,49 @@
-"""The HTTP face: probes, metrics, status and the page, read-only, on quart-trio under hypercorn.
+"""The HTTP face: probes, metrics, status and the page with its events, read-only, on quart-trio.
 
 Every handler reads plain facts on the Trio thread and answers at once; none waits for anything, so a probe says how the
-service is and not how its answer was made. `serve` binds before it reports that it has started, and a port that is
-taken is a clear error.
+service is and not how its answer was made. The one answer that goes on is `/events`, the status once a second, made
+once however many look. `serve` binds before it reports that it has started, and a port that is taken is a clear error.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-import hypercorn.trio
 import msgspec
 import trio
-from hypercorn.config import Config as HypercornConfig
 from quart import Response, request
 from quart_trio import QuartTrio
 
 from ingestor import __version__
 from ingestor.core.errors import IngestorError
-from ingestor.metrics import CONTENT_TYPE, Stage, StreamType, expose
+from ingestor.core.history import History, Point, Reading
+from ingestor.http_server import serve_app
+from ingestor.metrics import CONTENT_TYPE, SECONDS_BUCKETS, Stage, StreamType, expose, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import NoReturn
 
     from ingestor.core.health import HealthBoard
     from ingestor.core.rates import RollingRates
     from ingestor.metrics import Metrics
 
 MAX_REQUEST_BYTES = 4_096  # nobody has anything to send here
-GRACEFUL_S = 1.0
-READ_TIMEOUT_S = 10  # a client that opens a connection and says nothing is cut
+EVENT_EVERY_S: Final = 1.0
+MAX_VIEWERS: Final = 16
+EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
+RETRY_MS: Final = 2_000  # what a browser waits before it opens the event stream again
 PAGE_FILES = (
     ("/", "index.html", "text/html; charset=utf-8"),
     ("/page.css", "page.css", "text/css; charset=utf-8"),
-    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+    *((f"/{name}.js", f"{name}.js", "text/javascript; charset=utf-8") for name in ("page", "chart", "line", "words")),
 )
 # The page loads nothing foreign, and the browser is told so.
 PAGE_POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:"
@@ -63,6 +68,8 @@ class Observed:
     rates: RollingRates
     details: Callable[[], dict[str, Any]] = dict
     now: Callable[[], float] = trio.current_time
+    wall_ns: Callable[[], int] = time.time_ns
+    history: History = field(default_factory=partial(History, SECONDS_BUCKETS))
 
     def health(self) -> dict[str, Any]:
         """Return the body of `/health`: every component by name, rates per second and memory."""
@@ -79,6 +86,7 @@ class Observed:
         metrics = self.metrics
         return {
             **self.health(),
+            "stages": {stage: sum(metrics.latency.counts(stage)) for stage in get_args(Stage)},
             "latency": {stage: metrics.latency.quantiles(stage) for stage in get_args(Stage)},
             "venue_lag": {kind: metrics.venue_lag.quantiles(kind) for kind in get_args(StreamType)},
             "channels": {
@@ -86,8 +94,87 @@ class Observed:
             },
             "totals": metrics.totals(),
             "losses": metrics.losses(),
+            "spool_bytes": value_of(metrics.spool_bytes),
+            "watermark_lag_s": metrics.watermark_lag_s(),
+            "at_ms": self.wall_ns() // 1_000_000,
             "details": self.details(),
         }
+
+    def sample(self) -> None:
+        """Add what the numbers are now to the history."""
+        totals, fills = self.metrics.totals(), self.metrics.channel_fill()
+        reading = Reading(
+            messages=totals["messages"],
+            records=totals["records"],
+            waits=self.metrics.latency.counts("acknowledged"),
+            channel_bytes=sum(held for _, held in fills.values()),
+            held_bytes=self.board.sink.held_bytes,
+            spool_bytes=value_of(self.metrics.spool_bytes),
+            lag_s=self.metrics.watermark_lag_s(),
+        )
+        self.history.sample(self.now() - self.board.since_s, reading)
+
+
+class Events:
+    """The event stream of the page: first the history, then the status once a second with the newest point of it."""
+
+    def __init__(self, observed: Observed) -> None:
+        self.viewers = 0
+        self._observed = observed
+        self._made_at = -1
+        self._newest = b""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many look on as may."""
+        return self.viewers >= MAX_VIEWERS
+
+    def opening(self) -> bytes:
+        """Return how a stream begins: with the past."""
+        history = self._observed.history
+        past = {"every_s": history.every_s, "window_s": history.window_s}
+        body = msgspec.json.encode({**past, "names": Point.__struct_fields__, "points": history.points()})
+        return b"retry: %d\nevent: history\ndata: %b\n\n" % (RETRY_MS, body)
+
+    def newest(self) -> bytes:
+        """Return the status of this second."""
+        second = int(self._observed.now() / EVENT_EVERY_S)
+        if second != self._made_at:
+            status = self._observed.status()
+            status["details"].get("line", {}).pop("watermarks", None)  # one a subscription: the page sums them up
+            body = msgspec.json.encode({**status, "point": self._observed.history.newest()})
+            self._made_at, self._newest = second, b"event: status\ndata: %b\n\n" % body
+        return self._newest
+
+    async def next_second(self) -> None:
+        """Wait until there is a newer status than now."""
+        await trio.sleep(EVENT_EVERY_S - self._observed.now() % EVENT_EVERY_S)
+
+
+class EventStream(AsyncIterator[bytes]):
+    """The events as one viewer gets them. It counts as a viewer from its first event until it is closed."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._sent = 0
+
+    async def __anext__(self) -> bytes:
+        self._sent += 1
+        if self._sent == 1:
+            if self._events.is_full:
+                self._sent = 0
+                raise StopAsyncIteration
+            self._events.viewers += 1
+            return self._events.opening()
+        if self._sent > 2:
+            await self._events.next_second()
+        return self._events.newest()
+
+    async def aclose(self) -> None:
+        """Be a viewer no longer; Quart calls it however the answer ends."""
+        if self._sent:
+            self._events.viewers -= 1
+            self._sent = 0
 
 
 def make_app(observed: Observed) -> QuartTrio:
@@ -118,23 +205,34 @@ def make_app(observed: Observed) -> QuartTrio:
         return Response(expose(observed.metrics.registry), content_type=CONTENT_TYPE)
 
     for handler in (live, ready, started, health, status, metrics):
-        app.add_url_rule(f"/{handler.__name__}", view_func=handler, methods=["GET"], provide_automatic_options=False)
+        add_view(app, f"/{handler.__name__}", handler)
+    add_view(app, "/events", partial(events, Events(observed)))
     for path, name, content_type in PAGE_FILES:
-        app.add_url_rule(
-            path,
-            endpoint=name,
-            view_func=partial(page_file, read_page_file(name), content_type),
-            methods=["GET"],
-            provide_automatic_options=False,
-        )
+        add_view(app, path, partial(page_file, read_page_file(name), content_type))
     app.before_request(refuse_bodies)
     app.after_request(harden)
     return app
 
 
+def add_view(app: QuartTrio, path: str, handler: Callable[[], Awaitable[Response]]) -> None:
+    """Have GET and HEAD of `path` answered."""
+    app.add_url_rule(path, endpoint=path, view_func=handler, methods=["GET"], provide_automatic_options=False)
+
+
 def answer(body: object, *, is_good: bool) -> Response:
     """Return `body` as JSON, 200 or 503."""
     return Response(msgspec.json.encode(body), status=200 if is_good else 503, content_type="application/json")
+
+
+async def events(viewed: Events) -> Response:
+    """Return the event stream; 503 when as many look on as may."""
+    if viewed.is_full:
+        return Response("too many are looking already\n", status=503, content_type="text/plain")
+    if request.method == "HEAD":
+        return Response(b"", content_type=EVENT_STREAM)
+    response = Response(EventStream(viewed), content_type=EVENT_STREAM)
+    response.timeout = None
+    return response
 
 
 async def page_file(text: bytes, content_type: str) -> Response:
@@ -185,23 +283,21 @@ async def serve(
     host: str,
     port: int,
     *,
-    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer until `until` returns, or until cancelled; started with the URL once the port is ours.
+    """Answer, and keep the history, until cancelled; started with the URL once the port is ours.
 
     Raises `BindError` before it starts when the port cannot be had.
     """
     bound = bind(host, port)
-    url = url_of(bound)
-    config = HypercornConfig()
-    config.bind = [f"fd://{bound.detach()}"]  # hypercorn owns and closes it from here on
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.graceful_timeout = GRACEFUL_S
-    config.read_timeout = READ_TIMEOUT_S
-    config.h11_max_incomplete_size = 2 * MAX_REQUEST_BYTES
-    config.h2_max_header_list_size = 2 * MAX_REQUEST_BYTES
-    config.include_server_header = False
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(hypercorn.trio.serve, make_app(observed), config, shutdown_trigger=until))
-        task_status.started(url)
+        await nursery.start(serve_app, make_app(observed), bound, logging.getLogger("hypercorn.error"))
+        nursery.start_soon(keep_history, observed)
+        task_status.started(url_of(bound))
+
+
+async def keep_history(observed: Observed) -> NoReturn:
+    """Sample what the charts show until cancelled."""
+    while True:
+        observed.sample()
+        await trio.sleep(observed.history.every_s)

@@ -79,6 +79,10 @@ class BatchHistogram(Collector):
         self._counts[value][bisect_left(self._bounds, seconds)] += count
         self._sums[value] += seconds * count
 
+    def counts(self, value: str) -> tuple[int, ...]:
+        """Return the observations in each bucket so far; the last bucket has no upper bound."""
+        return tuple(self._counts[value])
+
     def quantiles(self, value: str) -> dict[str, float | None]:
         """Return the median and the 95th and 99th percentile, as bounds of buckets; None before any observation."""
         return {name: self._quantile(value, share) for name, share in QUANTILES.items()}
@@ -300,6 +304,10 @@ class Metrics:
         }
         samples = [sample for family in self._process.collect() for sample in family.samples]
         return {wanted[sample.name]: sample.value for sample in samples if sample.name in wanted}
+
+    def watermark_lag_s(self) -> float:
+        """Return the largest watermark lag of all stream types."""
+        return max(self._at_scrape.watermark_lags().values(), default=0.0)
 
     def channel_fill(self) -> dict[str, tuple[int, int]]:
         """Return the batches and bytes that wait in each watched channel now."""

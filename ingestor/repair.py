@@ -11,10 +11,11 @@ because its database may lag behind its streams (facts/binance.md §6), and then
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -50,6 +51,8 @@ _FEW_LEVELS: Final = 100  # the dearest snapshot of the lowest price
 _REFRESH_SPREAD: Final = (0.75, 1.25)
 _RELAPSE_S: Final = 60.0  # a book lost again this soon after its snapshot waits longer for the next one
 _LONGEST_BOOK_WAIT_S: Final = 60.0
+
+_NEWEST_REPAIRS: Final = 100
 
 
 class Books(Protocol):
@@ -119,6 +122,10 @@ class Repair:
             "books": self._books.waiting(),
         }
 
+    def newest(self) -> list[dict[str, Any]]:
+        """Return the newest runs of ids that were fetched and put on the line, oldest first."""
+        return list(self._outlet.repaired)
+
     async def run(self) -> None:
         """Repair until cancelled; what is left then is not claimed, so the next task finds it."""
         with self._outlet.records:
@@ -144,6 +151,7 @@ class _Outlet:
     ) -> None:
         self.records = records
         self.metrics = metrics
+        self.repaired: deque[dict[str, Any]] = deque(maxlen=_NEWEST_REPAIRS)
         self._wall_ns = wall_ns
         self._on_hole = on_hole
 
@@ -154,6 +162,14 @@ class _Outlet:
         """Put records on the line, each beside the row it came from."""
         size_bytes = sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws)
         await self.records.send(RecordBatch(records, raws, trio.current_time(), size_bytes))
+
+    def note_repaired(self, subscription: Subscription, first: int, last: int) -> None:
+        """Remember which ids were fetched, and when."""
+        symbol, kind = subscription
+        repaired_ms = self._wall_ns() // 1_000_000
+        self.repaired.append(
+            {"symbol": symbol, "stream": kind, "first": first, "last": last, "repaired_ms": repaired_ms}
+        )
 
     async def declare(self, gap: Gap, reason: HoleReason) -> None:
         """Say in the stream that the ids of `gap` are not in it."""
@@ -202,6 +218,7 @@ class _Ledger:
         self._outlet.metrics.ids_repaired.labels(_stream_type(subscription)).inc(len(records))
         for first, last in Intervals((each, each) for each in ids):
             self.pending.withdraw(subscription, first, last)
+            self._outlet.note_repaired(subscription, first, last)
 
     async def declare(self, subscription: Subscription, first: int, last: int, reason: HoleReason) -> None:
         """Declare what is owed of `first` to `last` (inclusive)."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import trio
 
-from ingestor.health_check import BindError, bind, make_app, serve, url_of
+from ingestor.health_check import MAX_VIEWERS, BindError, Events, EventStream, bind, make_app, serve, url_of
 from ingestor.probe import ask
 from tests.fakes.board import healthy_board, observed
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from ingestor.core.health import HealthBoard
 
 CLOCK_S = 100.0
@@ -28,7 +31,9 @@ async def get(board: HealthBoard, path: str, method: str = "GET", **more: Any) -
 
 
 @pytest.mark.parametrize(
-    "path", ["/live", "/ready", "/started", "/health", "/status", "/metrics", "/", "/page.css", "/page.js"]
+    "path",
+    ["/live", "/ready", "/started", "/health", "/status", "/metrics", "/", "/page.css"]
+    + [f"/{name}.js" for name in ("page", "chart", "line", "words")],
 )
 async def test_every_address_answers_when_all_is_well(path: str) -> None:
     """A healthy service says 200 everywhere."""
@@ -131,18 +136,113 @@ async def test_the_page_holds_nothing_inline_and_nothing_foreign() -> None:
 
 
 async def test_it_serves_on_a_free_port_and_ends_when_told() -> None:
-    """It is started with a URL that works, and returns when the trigger fires."""
-    finish = trio.Event()
+    """It is started with a URL that works, and ends at once when it is cancelled."""
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(
-            lambda task_status: serve(
-                observed(healthy_board()), "127.0.0.1", 0, until=finish.wait, task_status=task_status
-            )
-        )
+        url = await nursery.start(serve, observed(healthy_board()), "127.0.0.1", 0)
         async with httpx.AsyncClient() as client:
             response = await client.get(f"{url}/ready")
         assert (response.status_code, response.json()["ready"]) == (200, True)
-        finish.set()
+        nursery.cancel_scope.cancel()
+
+
+def event(text: bytes) -> tuple[str, Any]:
+    """Read one event: its name and its data."""
+    fields = dict(line.split(": ", 1) for line in text.decode().splitlines() if line)
+    return fields["event"], json.loads(fields["data"])
+
+
+async def test_an_event_stream_tells_the_past_and_then_the_present(autojump_clock: MockClock) -> None:
+    """The history comes first, the status at once after it, and then one a second."""
+    seen = observed(healthy_board(), now=None)
+    seen.sample()
+    await trio.sleep(2.5)
+    seen.sample()
+    stream = EventStream(Events(seen))
+    times, told = [], []
+    for _ in range(4):
+        told.append(event(await anext(stream)))
+        times.append(trio.current_time())
+    assert times == [2.5, 2.5, 3.0, 4.0]
+    assert [name for name, _ in told] == ["history", "status", "status", "status"]
+    past, present = told[0][1], told[1][1]
+    assert past["names"][0] == "uptime_s"
+    assert [row[0] for row in past["points"]] == [2.5]
+    assert present["point"] == past["points"][-1]
+    assert present["details"]["line"] == {"symbols": 1}  # the watermarks, one a subscription, are left out
+
+
+async def test_the_status_is_made_once_a_second_however_many_look(autojump_clock: MockClock) -> None:
+    """Sixteen viewers cost what one costs."""
+    asked = 0
+
+    def details() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {}
+
+    events = Events(replace(observed(healthy_board(), now=None), details=details))
+    streams = [EventStream(events) for _ in range(MAX_VIEWERS)]
+    for _ in range(4):
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(anext, stream)
+    assert asked == 3
+
+
+async def test_the_number_of_viewers_is_bounded_and_a_place_is_given_back() -> None:
+    """One too many is refused, by an answer or by an empty stream; who leaves makes room."""
+    events = Events(observed(healthy_board()))
+    streams = [EventStream(events) for _ in range(MAX_VIEWERS)]
+    for stream in streams:
+        await anext(stream)
+    assert events.is_full
+    late = EventStream(events)
+    assert [told async for told in late] == []
+    await late.aclose()
+    assert events.is_full
+    await streams[0].aclose()
+    assert not events.is_full
+    assert event(await anext(EventStream(events)))[0] == "history"
+
+
+async def ask_raw(url: str, request: bytes = b"GET /events") -> tuple[trio.SocketStream, bytes]:
+    """Ask as plainly as can be; return the connection, and the answer as far as its empty line and a little more."""
+    stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
+    await stream.send_all(request + b" HTTP/1.1\r\nHost: here\r\n\r\n")
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += await stream.receive_some()
+    return stream, answer
+
+
+async def test_a_stream_that_finds_no_place_says_so() -> None:
+    """503, so that the page waits before it asks again; whoever closes the page gives the place back."""
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, observed(healthy_board(), now=None), "127.0.0.1", 0)
+        viewers = []
+        for _ in range(MAX_VIEWERS):
+            viewer, answer = await ask_raw(url)
+            assert b"content-type: text/event-stream; charset=utf-8\r\n" in answer.lower()
+            while b"event: status" not in answer:
+                answer += await viewer.receive_some()
+            viewers.append(viewer)
+        for stream, answer in [await ask_raw(url), await ask_raw(url, b"HEAD /events")]:
+            assert answer.startswith(b"HTTP/1.1 503")
+            await stream.aclose()
+        for viewer in viewers:
+            await viewer.aclose()
+        answer = b""
+        while not answer.startswith(b"HTTP/1.1 200"):  # it learns of a closed connection in its own time
+            stream, answer = await ask_raw(url)
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_head_of_the_event_stream_is_all_there_is_of_it() -> None:
+    """Nobody who only asks for the head takes a place."""
+    response = await make_app(observed(healthy_board())).test_client().head("/events")
+    assert (response.status_code, response.mimetype) == (200, "text/event-stream")
+    assert await response.get_data(as_text=False) == b""
 
 
 async def test_the_probe_client_reads_verdict_and_complaints() -> None:

@@ -33,11 +33,17 @@ class WatermarkLag:
             if goal is None or reached >= goal.next_id or next_id < goal.next_id:  # the last: ids that began again
                 self._goals[subscription] = _Goal(next_id, now)
 
+    def by_subscription(self, watermarks: Mapping[Subscription, int], now: float) -> dict[Subscription, float]:
+        """Return the lag of every subscription in seconds."""
+        return {
+            subscription: 0.0 if watermarks.get(subscription, -1) + 1 >= goal.next_id else now - goal.set_s
+            for subscription, goal in self._goals.items()
+        }
+
     def by_stream_type(self, watermarks: Mapping[Subscription, int], now: float) -> dict[str, float]:
         """Return the largest lag of every stream type (`trade`, `depth`, `kline`) in seconds."""
         lags: dict[str, float] = {}
-        for subscription, goal in self._goals.items():
+        for subscription, lag_s in self.by_subscription(watermarks, now).items():
             stream_type = subscription.kind.partition("_")[0]
-            is_reached = watermarks.get(subscription, -1) + 1 >= goal.next_id
-            lags[stream_type] = max(lags.get(stream_type, 0.0), 0.0 if is_reached else now - goal.set_s)
+            lags[stream_type] = max(lags.get(stream_type, 0.0), lag_s)
         return lags

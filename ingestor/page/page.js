@@ -1,123 +1,275 @@
-"use strict";
-// Polls /status once a second and writes what it says. Text only ever enters through textContent.
+'use strict';
+// Listens to /events and writes what they say. Text only ever enters the page through textContent.
 
-const POLL_MS = 1000;
-const CLASSES = { healthy: "good", degraded: "warn", unhealthy: "bad", live: "good", down: "bad", closed: "good", open: "bad" };
+import { Chart } from './chart.js';
+import { LinePicture } from './line.js';
+import { ago, bytes, clock, count, duration, headline, markOf, rate, toneOf, wordOf } from './words.js';
+
+const STALE_MS = 5000;
+const REOPEN_MS = 3000;
+const FLOW_WINDOW_S = 10;
+const LEAST_SHOWN_S = 60;
+const TONES = { live: 'good', down: 'bad', connecting: 'warn', subscribing: 'warn', healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
+const COLOURS = { good: '#1a7f43', warn: '#b26a00', bad: '#c0281e', idle: '#66707a' };
+
 const at = (id) => document.getElementById(id);
+const picture = new LinePicture(at('line'));
+const charts = [
+  new Chart('Rate', [{ key: 'messages_per_s', label: 'received' }, { key: 'records_per_s', label: 'acknowledged' }], rate),
+  new Chart('Receipt to acknowledgement', [{ key: 'p50_s', label: 'median' }, { key: 'p99_s', label: '99 %' }], duration),
+  new Chart(
+    'Buffers',
+    [{ key: 'channel_bytes', label: 'queues' }, { key: 'held_bytes', label: 'held' }, { key: 'spool_bytes', label: 'spool' }],
+    bytes,
+    { base: 1024, least: 1024 },
+  ),
+  new Chart('Watermark lag', [{ key: 'lag_s', label: 'worst' }], duration, { least: 1 }),
+];
+at('charts').append(...charts.map((chart) => chart.figure));
 
+let names = [];
+let points = [];
+let windowS = 900;
+let keepPoints = 451;
+let samples = []; // [uptime_s, stages] of the last seconds, for the flow through the stages
+let heardMs = performance.now();
+let heardAt = null;
+let announced = '';
+/** @type {?EventSource} */
+let source = null;
+
+/** @param {string} tag @param {?string=} text @param {string=} className */
 function element(tag, text, className) {
   const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
+  if (text !== undefined && text !== null) made.textContent = text;
   if (className) made.className = className;
   return made;
 }
 
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  const digits = Math.abs(value) < 10 && !Number.isInteger(value) ? 1 : 0;
-  return value.toLocaleString("en", { maximumFractionDigits: digits });
+/** @param {string} id @param {string[]} heads @param {Array<Array<string|Node>>} rows @param {string} nothing */
+function table(id, heads, rows, nothing) {
+  if (rows.length === 0) {
+    const row = element('tr');
+    row.append(element('td', nothing, 'quiet'));
+    at(id).replaceChildren(row);
+    return;
+  }
+  const head = element('thead');
+  const headRow = element('tr');
+  for (const text of heads) {
+    const cell = element('th', text);
+    cell.scope = 'col';
+    headRow.append(cell);
+  }
+  head.append(headRow);
+  const body = element('tbody');
+  for (const cells of rows) {
+    const row = element('tr');
+    cells.forEach((content, index) => {
+      const cell = element(index === 0 ? 'th' : 'td');
+      if (index === 0) cell.scope = 'row';
+      cell.append(content);
+      row.append(cell);
+    });
+    body.append(row);
+  }
+  at(id).replaceChildren(head, body);
 }
 
-function bytes(value) {
-  if (value === null || value === undefined) return "–";
-  const units = ["B", "KiB", "MiB", "GiB"];
-  let step = 0;
-  for (; value >= 1024 && step < units.length - 1; step += 1) value /= 1024;
-  return `${number(value)} ${units[step]}`;
-}
-
-function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 0.001) return `${number(seconds * 1e6)} µs`;
-  if (seconds < 1) return `${number(seconds * 1000)} ms`;
-  if (seconds < 120) return `${number(seconds)} s`;
-  if (seconds < 7200) return `${number(seconds / 60)} min`;
-  return `${number(seconds / 3600)} h`;
-}
-
-function table(id, heads, rows) {
-  const head = element("tr");
-  for (const text of heads) head.append(element("th", text));
-  const body = rows.map((cells) => {
-    const row = element("tr");
-    for (const text of cells) row.append(element("td", text, CLASSES[text]));
-    return row;
-  });
-  at(id).replaceChildren(head, ...body);
-}
-
-function tile(label, value, className) {
-  const made = element("div", undefined, "tile");
-  made.append(element("span", label), element("b", value, className));
+/** @param {string} label @param {string} value @param {string} tone */
+function tile(label, value, tone) {
+  const made = element('div', null, `card tile ${tone}`);
+  made.append(element('dt', label), element('dd', value));
   return made;
 }
 
-function show(status) {
-  at("version").textContent = status.version;
-  at("status").textContent = status.stopping ? "stopping" : status.status;
-  at("status").className = `status ${CLASSES[status.status]}`;
-  document.title = `${status.status} · Ingestor`;
-  at("complaints").replaceChildren(
-    ...status.complaints.map((c) => element("li", `${c.component}: ${c.text}`, CLASSES[c.status])),
-  );
-  const { kinesis, rates, totals, losses, process } = status;
-  const loss = (count) => (count > 0 ? "warn" : "");
-  at("tiles").replaceChildren(
-    tile("messages / s", number(rates.messages)),
-    tile("records delivered / s", number(rates.records)),
-    tile("delivered / s", bytes(rates.bytes)),
-    tile("records delivered", number(totals.records)),
-    tile("breaker", kinesis.breaker, CLASSES[kinesis.breaker] || "warn"),
-    tile("last delivery", duration(kinesis.last_success_age_s)),
-    tile("held in memory", bytes(kinesis.held_bytes)),
-    tile("last heartbeat", duration(status.heartbeat_age_s)),
-    tile("reconnections", number(losses.reconnections)),
-    tile("gaps / ids repaired", `${number(losses.gaps_detected)} / ${number(losses.ids_repaired)}`),
-    tile("holes declared", number(losses.holes_declared), loss(losses.holes_declared)),
-    tile("dead letters", number(losses.dead_letters), loss(losses.dead_letters)),
-    tile("memory", bytes(process.memory_bytes)),
-    tile("running for", duration(status.uptime_s)),
-  );
-  table(
-    "connections",
-    ["connection", "state", "for", "last message", "subscriptions"],
-    Object.entries(status.websocket.connections).map(([name, c]) => [
-      name, c.state, duration(c.state_age_s), duration(c.last_message_age_s), `${c.acknowledged} of ${c.subscriptions}`,
-    ]),
-  );
-  table(
-    "latency",
-    ["stage", "median", "95 %", "99 %"],
-    [
-      ...Object.entries(status.latency),
-      ...Object.entries(status.venue_lag).map(([kind, lag]) => [`(venue to receipt: ${kind})`, lag]),
-    ].map(([name, q]) => [name, duration(q.p50), duration(q.p95), duration(q.p99)]),
-  );
-  table(
-    "channels",
-    ["channel", "batches", "bytes"],
-    Object.entries(status.channels).map(([name, c]) => [name, number(c.batches), bytes(c.bytes)]),
-  );
-  const holes = status.details.holes || [];
-  at("holes-section").hidden = holes.length === 0;
-  table(
-    "holes",
-    ["symbol", "stream", "first", "last", "reason"],
-    holes.map((h) => [h.symbol, h.stream, String(h.first), String(h.last), h.reason]),
-  );
+function state(text) {
+  const tone = TONES[text] ?? 'idle';
+  return element('span', `${markOf(tone)} ${text}`, `state ${tone}`);
 }
 
-async function poll() {
-  try {
-    const response = await fetch("/status", { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    show(await response.json());
-  } catch (error) {
-    at("status").textContent = `no answer (${error.message})`;
-    at("status").className = "status bad";
-  } finally {
-    setTimeout(poll, document.hidden ? 10 * POLL_MS : POLL_MS);
+function time(atMs) {
+  const made = element('time', clock(atMs));
+  made.dateTime = new Date(atMs).toISOString();
+  return made;
+}
+
+function flowOf(status) {
+  samples = [...samples.filter(([uptimeS]) => status.uptime_s - uptimeS <= FLOW_WINDOW_S && uptimeS < status.uptime_s), [status.uptime_s, status.stages]];
+  const [[beforeS, before]] = samples;
+  const elapsedS = status.uptime_s - beforeS;
+  if (elapsedS <= 0) return {};
+  return Object.fromEntries(Object.entries(status.stages).map(([stage, total]) => [stage, (total - before[stage]) / elapsedS]));
+}
+
+function showVerdict(status) {
+  const tone = toneOf(status);
+  at('verdict').className = `verdict ${tone}`;
+  at('mark').textContent = markOf(tone);
+  at('headline').textContent = headline(status);
+  at('complaints').replaceChildren(
+    ...status.complaints.map((each) => {
+      const item = element('li');
+      item.append(element('b', each.component), ` ${each.text}`);
+      return item;
+    }),
+  );
+  document.title = `${markOf(tone)} ${wordOf(status)} · Ingestor`;
+  at('icon').href = `data:image/svg+xml,${encodeURIComponent(
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="${COLOURS[tone]}"/></svg>`,
+  )}`;
+  const announcement = [wordOf(status), ...new Set(status.complaints.map((each) => each.component))].join(', ');
+  if (announcement !== announced) {
+    announced = announcement;
+    at('announcement').textContent = announcement;
   }
 }
 
-poll();
+function showFacts(status) {
+  const { service, shard, stream } = status.details.line ?? {};
+  at('who').textContent = service ? `${service.name} · ${service.environment}` : '';
+  const facts = [`version ${status.version}`, `up ${duration(status.uptime_s)}`];
+  if (shard) facts.push(`shard ${shard.index + 1} of ${shard.count}`);
+  if (stream) facts.push(`into ${stream}`);
+  at('facts').replaceChildren(...facts.map((fact) => element('span', fact)));
+}
+
+function showTiles(status) {
+  const { losses, kinesis, process } = status;
+  const owed = (status.details.line?.repair?.trades ?? 0) + (status.details.line?.repair?.bars ?? 0);
+  const loss = (total) => (total > 0 ? 'warn' : '');
+  at('tiles').replaceChildren(
+    tile('gaps found', count(losses.gaps_detected), ''),
+    tile('ids repaired', count(losses.ids_repaired), ''),
+    tile('being repaired', count(owed), loss(owed)),
+    tile('holes declared', count(losses.holes_declared), loss(losses.holes_declared)),
+    tile('dead letters', count(losses.dead_letters), loss(losses.dead_letters)),
+    tile('spooled on disk', bytes(status.spool_bytes), loss(status.spool_bytes)),
+    tile('breaker', kinesis.breaker.replace('_', '-'), kinesis.breaker === 'closed' ? '' : 'bad'),
+    tile('reconnections', count(losses.reconnections), ''),
+    tile('last heartbeat', status.heartbeat_age_s === null ? 'none yet' : ago(status.at_ms - status.heartbeat_age_s * 1000, status.at_ms), ''),
+    tile('memory', bytes(process.memory_bytes), ''),
+  );
+}
+
+function showTables(status) {
+  const nowMs = status.at_ms;
+  const line = status.details.line ?? {};
+  const range = (each) => (each.first === each.last ? String(each.first) : `${each.first}–${each.last}`);
+  const stream = (each) => `${each.symbol} ${each.stream}`;
+  table(
+    'repaired',
+    ['stream', 'ids', 'at'],
+    [...(line.repaired ?? [])].reverse().map((each) => [stream(each), range(each), time(each.repaired_ms)]),
+    'No gap had to be repaired.',
+  );
+  table(
+    'holes',
+    ['stream', 'ids', 'why', 'at'],
+    [...(status.details.holes ?? [])].reverse().map((each) => [stream(each), range(each), each.reason.replaceAll('_', ' '), time(each.detected_ms)]),
+    'No hole had to be declared.',
+  );
+  table(
+    'connections',
+    ['name', 'state', 'for', 'last message', 'subscribed'],
+    Object.entries(status.websocket.connections).map(([name, each]) => [
+      name,
+      state(each.state),
+      duration(each.state_age_s),
+      each.last_message_age_s === null ? 'none yet' : ago(nowMs - each.last_message_age_s * 1000, nowMs),
+      `${each.acknowledged} of ${each.subscriptions}`,
+    ]),
+    'No connection yet.',
+  );
+  table(
+    'streams',
+    ['type', 'subscribed', 'heard', 'newest', 'quietest'],
+    Object.entries(line.overview?.types ?? {}).map(([name, each]) => [
+      name, count(each.subscriptions), count(each.seen), ago(each.newest_event_ms, nowMs), ago(each.oldest_event_ms, nowMs),
+    ]),
+    'Nothing is subscribed yet.',
+  );
+  table(
+    'symbols',
+    ['symbol', 'lag', 'trade', 'depth', 'kline'],
+    (line.overview?.symbols ?? []).map((each) => [
+      each.symbol, duration(each.lag_s), ...['trade', 'depth', 'kline'].map((type) => ago(each.last_event_ms[type], nowMs)),
+    ]),
+    'Nothing is subscribed yet.',
+  );
+  table(
+    'latency',
+    ['stage', 'median', '95 %', '99 %'],
+    [
+      ...Object.entries(status.venue_lag).map(([kind, each]) => [`venue to receipt, ${kind}`, each]),
+      ...Object.entries(status.latency),
+    ].filter(([, each]) => each.p50 !== null).map(([name, each]) => [name, duration(each.p50), duration(each.p95), duration(each.p99)]),
+    'Nothing was measured yet.',
+  );
+}
+
+function showStatus(status) {
+  heardMs = performance.now();
+  heardAt = Date.now();
+  document.body.className = '';
+  at('stale').hidden = true;
+  if (status.point) {
+    const point = named(status.point);
+    if (point.uptime_s !== points.at(-1)?.uptime_s) points = [...points, point].slice(-keepPoints);
+  }
+  showVerdict(status);
+  showFacts(status);
+  picture.show(status, flowOf(status));
+  const shownS = Math.min(windowS, Math.max(LEAST_SHOWN_S, status.uptime_s)); // a young service fills its charts too
+  at('charts-title').textContent = shownS < windowS ? 'Since the start' : `The last ${duration(windowS)}utes`;
+  for (const chart of charts) chart.show(points, status.uptime_s, shownS);
+  showTiles(status);
+  showTables(status);
+}
+
+/** @param {number[]} row @returns {object} a point by the names that the history came with */
+function named(row) {
+  return Object.fromEntries(names.map((name, index) => [name, row[index]]));
+}
+
+function takeHistory(history) {
+  names = history.names;
+  windowS = history.window_s;
+  keepPoints = Math.round(history.window_s / history.every_s) + 1;
+  points = history.points.map(named);
+  samples = [];
+}
+
+function warnIfStale() {
+  const silentMs = performance.now() - heardMs;
+  if (silentMs < STALE_MS || document.hidden) return;
+  document.body.className = 'stale';
+  at('stale').hidden = false;
+  const text = heardAt === null
+    ? 'The service has not answered yet. Trying again.'
+    : `No news since ${clock(heardAt)}. Everything below is from then, not from now. Trying again.`;
+  if (at('stale').textContent !== text) at('stale').textContent = text;
+  document.title = '? No news · Ingestor';
+}
+
+function listen() {
+  source?.close();
+  source = new EventSource('/events');
+  source.addEventListener('history', (event) => takeHistory(JSON.parse(event.data)));
+  source.addEventListener('status', (event) => showStatus(JSON.parse(event.data)));
+  source.addEventListener('error', () => {
+    // A refused stream (too many viewers) is not opened again by the browser; a lost one is.
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, REOPEN_MS);
+  });
+}
+
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) {
+    source?.close(); // a page that nobody sees takes no place among the viewers
+    return;
+  }
+  heardMs = performance.now();
+  listen();
+});
+setInterval(warnIfStale, 1000);
+listen();

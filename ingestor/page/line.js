@@ -1,0 +1,172 @@
+'use strict';
+// The line as a picture: what flows through each stage, and what leaves it at the side. Wide, or tall on a phone.
+
+import { svg } from './chart.js';
+import { ago, bytes, count, duration, markOf, plural, rate } from './words.js';
+
+/** @typedef {import('./words.js').Tone} Tone */
+/** @typedef {{x: number, y: number, width: number, height: number}} Box */
+/** @typedef {{tone: Tone, value: string, note: string}} Saying */
+
+const STAGES = ['venue', 'connections', 'check', 'encode', 'deliver', 'kinesis'];
+const SIDES = { repair: 'check', letters: 'encode', spool: 'deliver' };
+const TITLES = {
+  venue: 'Venue', connections: 'Connections', check: 'Check ids', encode: 'Encode', deliver: 'Deliver', kinesis: 'Kinesis',
+  repair: 'Repair', letters: 'Dead letters', spool: 'Spool',
+};
+
+/** @returns {{size: number[], boxes: Object<string, Box>}} */
+function wide() {
+  const [width, height, step] = [146, 88, 187];
+  const boxes = {};
+  STAGES.forEach((name, index) => { boxes[name] = { x: 1 + index * step, y: 24, width, height }; });
+  for (const [name, stage] of Object.entries(SIDES)) boxes[name] = { x: boxes[stage].x, y: 156, width, height: 74 };
+  return { size: [5 * step + width + 2, 232], boxes };
+}
+
+/** @returns {{size: number[], boxes: Object<string, Box>}} */
+function tall() {
+  const [width, height, step] = [186, 70, 102];
+  const boxes = {};
+  STAGES.forEach((name, index) => { boxes[name] = { x: 1, y: 1 + index * step, width, height }; });
+  for (const [name, stage] of Object.entries(SIDES)) boxes[name] = { x: 217, y: boxes[stage].y, width: 126, height };
+  return { size: [344, 5 * step + height + 2], boxes };
+}
+
+export class LinePicture {
+  /** @param {HTMLElement} place */
+  constructor(place) {
+    this.place = place;
+    this.isTall = window.matchMedia('(max-width: 56rem)');
+    this.isTall.addEventListener('change', () => this.#build());
+    this.#build();
+  }
+
+  /** @param {object} status @param {Object<string, number>} flow records per second, by stage */
+  show(status, flow) {
+    Object.assign(this, { status, flow });
+    const sayings = describe(status);
+    for (const [name, saying] of Object.entries(sayings)) this.#fill(name, saying);
+    const perSecond = [status.rates.messages, status.rates.messages, flow.decoded, flow.encoded, flow.acknowledged];
+    perSecond.forEach((value, index) => {
+      this.labels[index].textContent = rate(value ?? null);
+      this.pipes[index].classList.toggle('flowing', (value ?? 0) > 0 && !status.stopping);
+    });
+    this.pipes.at(-1).classList.toggle('blocked', status.kinesis.breaker === 'open');
+    const words = [...STAGES, ...Object.keys(SIDES)].map((name) => `${TITLES[name]}: ${sayings[name].value}, ${sayings[name].note}`);
+    this.description.textContent = `${words.join('. ')}.`;
+  }
+
+  #build() {
+    const { size, boxes } = this.isTall.matches ? tall() : wide();
+    const picture = svg('svg', { viewBox: `0 0 ${size.join(' ')}`, role: 'img', 'aria-labelledby': 'line-title', 'aria-describedby': 'line-words' });
+    this.description = svg('desc', { id: 'line-words' });
+    this.texts = {};
+    this.labels = [];
+    this.pipes = [];
+    picture.append(this.description);
+    STAGES.slice(1).forEach((name, index) => picture.append(...this.#pipe(boxes[STAGES[index]], boxes[name])));
+    for (const [name, stage] of Object.entries(SIDES)) picture.append(this.#branch(boxes[stage], boxes[name], name === 'repair'));
+    for (const [name, box] of Object.entries(boxes)) picture.append(this.#node(name, box));
+    this.place.replaceChildren(picture);
+    if (this.status) this.show(this.status, this.flow);
+  }
+
+  #pipe(from, to) {
+    const isDown = from.x === to.x;
+    const d = isDown
+      ? `M${from.x + 34} ${from.y + from.height}V${to.y - 7}`
+      : `M${from.x + from.width} ${from.y + from.height / 2}H${to.x - 7}`;
+    const tip = isDown
+      ? `M${to.x + 28} ${to.y - 8}h12l-6 8z`
+      : `M${to.x - 8} ${to.y + to.height / 2 - 6}v12l8 -6z`;
+    const place = isDown
+      ? { x: from.x + 48, y: (from.y + from.height + to.y) / 2 + 4, class: 'label start' }
+      : { x: (from.x + from.width + to.x) / 2, y: 14, class: 'label middle' };
+    const flow = svg('path', { d, class: 'pipe' });
+    const label = svg('text', place, '');
+    this.pipes.push(flow);
+    this.labels.push(label);
+    return [svg('path', { d, class: 'bed' }), flow, svg('path', { d: tip, class: 'tip' }), label];
+  }
+
+  #branch(stage, side, isInward) {
+    const isDown = stage.x === side.x;
+    const d = isDown
+      ? `M${side.x + side.width / 2} ${stage.y + stage.height}V${side.y}`
+      : `M${stage.x + stage.width} ${side.y + side.height / 2}H${side.x}`;
+    return svg('path', { d, class: isInward ? 'branch inward' : 'branch' });
+  }
+
+  #node(name, { x, y, width, height }) {
+    const group = svg('g', { class: 'node idle' });
+    const lines = height > 80 ? [24, 50, 72] : [20, 42, 60];
+    const mark = svg('text', { x: x + width - 14, y: y + lines[0], class: 'sign middle' }, markOf('idle'));
+    const value = svg('text', { x: x + 12, y: y + lines[1], class: 'value' });
+    const note = svg('text', { x: x + 12, y: y + lines[2], class: 'note' });
+    group.append(
+      svg('rect', { x, y, width, height, rx: 9 }),
+      svg('text', { x: x + 12, y: y + lines[0], class: 'name' }, TITLES[name]),
+      mark, value, note,
+    );
+    this.texts[name] = { group, mark, value, note };
+    return group;
+  }
+
+  #fill(name, { tone, value, note }) {
+    const texts = this.texts[name];
+    texts.group.setAttribute('class', `node ${tone}`);
+    texts.mark.textContent = markOf(tone);
+    texts.value.textContent = value;
+    texts.note.textContent = note;
+  }
+}
+
+/** @param {object} status @returns {Object<string, Saying>} what each part of the line says of itself */
+function describe(status) {
+  const { kinesis, losses, channels, totals } = status;
+  const line = status.details.line ?? {};
+  const connections = Object.values(status.websocket.connections);
+  const live = connections.filter((each) => each.state === 'live' && each.acknowledged >= each.subscriptions).length;
+  const owed = (line.repair?.trades ?? 0) + (line.repair?.bars ?? 0);
+  const waiting = (channels.records?.bytes ?? 0) + (channels.encoded?.bytes ?? 0);
+  const worries = (component) => status.complaints.some((each) => each.component === component);
+  const age = status.websocket.last_message_age_s;
+  const isOpen = kinesis.breaker !== 'closed' || kinesis.configuration_error !== null;
+  const sinkTone = isOpen ? 'bad' : worries('kinesis') ? 'warn' : 'good';
+  return {
+    venue: { tone: worries('websocket') ? 'warn' : 'good', value: plural(line.symbols ?? 0, 'symbol'), note: shorten(line.venue ?? '') },
+    connections: {
+      tone: live < connections.length ? (live === 0 ? 'bad' : 'warn') : live === 0 ? 'idle' : worries('websocket') ? 'warn' : 'good',
+      value: `${live} of ${connections.length} live`,
+      note: age === null ? 'no message yet' : age < 1 ? 'last message now' : `silent for ${duration(age)}`,
+    },
+    check: {
+      tone: owed > 0 ? 'warn' : 'good',
+      value: owed > 0 ? `${count(owed)} missing` : 'none missing',
+      note: `books ${line.books?.synchronised ?? 0} of ${line.books?.all ?? 0}`,
+    },
+    encode: { tone: 'good', value: 'Avro', note: `${bytes(waiting)} in queues` },
+    deliver: { tone: sinkTone, value: isOpen ? `breaker ${kinesis.breaker.replace('_', '-')}` : 'flowing', note: `${bytes(kinesis.held_bytes)} held` },
+    kinesis: {
+      tone: kinesis.last_success_age_s === null ? 'idle' : sinkTone,
+      value: short(totals.records),
+      note: kinesis.last_success_age_s === null ? 'records yet' : `records, last ${ago(status.at_ms - kinesis.last_success_age_s * 1000, status.at_ms)}`,
+    },
+    repair: {
+      tone: owed > 0 ? 'warn' : 'good',
+      value: `${short(losses.ids_repaired)} fetched`,
+      note: owed > 0 ? `${count(owed)} to go` : plural(losses.gaps_detected, 'gap'),
+    },
+    letters: { tone: losses.dead_letters > 0 ? 'warn' : 'good', value: count(losses.dead_letters), note: losses.dead_letters > 0 ? 'given up' : 'none given up' },
+    spool: { tone: status.spool_bytes > 0 ? 'warn' : 'good', value: bytes(status.spool_bytes), note: status.spool_bytes > 0 ? 'waits on disk' : 'disk not needed' },
+  };
+}
+
+function shorten(text) {
+  return text.length > 22 ? `${text.slice(0, 21)}…` : text;
+}
+
+function short(value) {
+  return value < 1e6 ? count(value) : value.toLocaleString('en', { notation: 'compact', maximumFractionDigits: 2 });
+}
