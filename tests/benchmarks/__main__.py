@@ -121,8 +121,9 @@ def main() -> None:
     """Measure the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given again")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where the JSON goes")
+    parser.add_argument("--out", type=Path, default=Path(".nox/bench.json"), help="where the JSON goes")
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     console = Console()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
