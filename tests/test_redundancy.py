@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from ingestor import app
 from ingestor.local import faults
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
+from tests.fakes.distant import DistantStream
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 
 if TYPE_CHECKING:
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from ingestor.config import Config
     from ingestor.core.audit import AuditReport
     from ingestor.local.faults import Fault
+    from ingestor.world import World
 
 SYMBOLS = ("BTCUSDT",)
+LATENCIES_S = (0.15, 0.0, 0.1, 0.03)  # of one connection after the other
 
 
 class Run:
@@ -36,6 +40,7 @@ class Run:
         binance = config.binance.model_copy(update={"connections": settings})
         self.config: Config = config.model_copy(update={"binance": binance})
         self.unready: list[float] = []
+        self.opened = 0
         self.service: app.Service
         self.line: app.Line
         self.report: AuditReport
@@ -43,7 +48,20 @@ class Run:
     async def go_on_for(self, seconds: float) -> None:
         """Run the line, and drain it."""
         stop = trio.Event()
-        self.service = app.Service(self.config, self.world.as_seen_by_a_service())
+        near = self.world.as_seen_by_a_service()
+        async with trio.open_nursery() as distance:
+            self.service = app.Service(self.config, near._replace(connect=partial(self.connect, near, distance)))
+            await self._go_on(seconds, stop)
+            distance.cancel_scope.cancel()
+        self.report = self.world.audit()
+
+    async def connect(self, near: World, nursery: trio.Nursery) -> trio.abc.Stream:
+        """Connect to a venue that is near or far."""
+        stream = await near.connect()
+        self.opened += 1
+        return DistantStream(stream, LATENCIES_S[self.opened % len(LATENCIES_S)], nursery)
+
+    async def _go_on(self, seconds: float, stop: trio.Event) -> None:
         self.line = app.Line(self.service, await self.service.find_subscriptions(stop))
         async with self.world.alive(), self.service.rest, trio.open_nursery() as nursery:
             nursery.start_soon(self.line.run, stop)
@@ -52,7 +70,6 @@ class Run:
                 if not self.service.board.ready(trio.current_time()):
                     self.unready.append(second + 1)
             stop.set()
-        self.report = self.world.audit()
 
     def assert_whole(self) -> None:
         """Nothing is missing but what the stop cut off, nothing is declared, nothing came twice or out of order."""
