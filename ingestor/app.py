@@ -18,10 +18,11 @@ import structlog
 import trio
 
 from ingestor import __version__, health_check, logs
+from ingestor.backfill import Backfill, Background, HoleWatcher, configured
 from ingestor.channels import open_batch_channel
 from ingestor.cloudwatch import Publisher
 from ingestor.core.backoff import Backoff
-from ingestor.core.claims import Coverage
+from ingestor.core.claims import Coverage, Intervals
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.health import HealthBoard
 from ingestor.core.held import Held
@@ -55,6 +56,7 @@ from ingestor.world import open_world
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ingestor.backfill import Wanted
     from ingestor.channels import BatchReceiver, BatchSender
     from ingestor.cloudwatch import MetricsOutlet
     from ingestor.config import Config
@@ -336,8 +338,7 @@ class Line:
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
-            if self.service.config.heartbeat.resume:
-                sources.start_soon(self._resume)
+            sources.start_soon(self._look_back)
             await stop.wait()
             self.stopped_s = trio.current_time()
             sources.cancel_scope.cancel()
@@ -376,6 +377,31 @@ class Line:
             raise ConfigError([f"kinesis.stream_name: {kinesis.stream_name} {AUTO_DISTRIBUTION}"])
         if kinesis.aggregation == "kpl" and kinesis.lanes < 2 * stream.open_shards:
             log.warning("few_lanes", lanes=kinesis.lanes, shards=stream.open_shards, advice="two lanes a shard or more")
+
+    async def _look_back(self) -> None:
+        """Take up what earlier tasks delivered; only then is it known what the configured past ranges still lack."""
+        config = self.service.config
+        if config.heartbeat.resume:
+            await self._resume()
+        if ranges := configured(config.backfill, config.shard):
+            await self._load_past(ranges)
+
+    async def _load_past(self, ranges: Sequence[Wanted]) -> None:
+        service = self.service
+        with self.ends.records.clone() as records:
+            backfill = Backfill(
+                service.rest,
+                records,
+                files=None,
+                run_blocking=service.world.run_blocking,
+                wall_ns=service.world.wall_ns,
+                watcher=HoleWatcher(service.holes.note),
+            )
+            await Background(backfill, service.rest, ranges, self._covered).run()
+
+    def _covered(self, subscription: Subscription) -> Intervals:
+        entry = self.coverage.get(subscription)
+        return Intervals() if entry is None else entry.covered
 
     async def _resume(self) -> None:
         """Find out what earlier tasks delivered, and have the rest fetched or declared."""

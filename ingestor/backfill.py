@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, read_lines
+from ingestor.config import moment
 from ingestor.core.archive import BadRowError, files_between, parse
 from ingestor.core.binance import RestKline, RestTrade, milliseconds, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
@@ -27,6 +28,7 @@ from ingestor.core.errors import IngestorError
 from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
 from ingestor.core.model import Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.core.paging import Absence, Page, Pager, bars_between, first_trade_in, last_trade_in
+from ingestor.core.sharding import share
 from ingestor.rest_client import PAGE_ROWS, BadRequestError, UnavailableError
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestor.channels import BatchSender
+    from ingestor.config import BackfillRange, Shard
     from ingestor.core.archive import ArchiveFile, ArchiveKind
     from ingestor.rest_client import RestClient
     from ingestor.threads import RunBlocking
@@ -87,6 +90,24 @@ class Watcher(Protocol):
     def refused(self, file: str, reason: str) -> None:
         """Note that a file of the archive is not used."""
         ...
+
+
+def configured(ranges: Sequence[BackfillRange], shard: Shard) -> list[Wanted]:
+    """Return the ranges of the configuration that are this task's share."""
+    mine = share({each.symbol for each in ranges}, shard.index, shard.count)
+    return [
+        Wanted(
+            Subscription(each.symbol, each.stream if each.interval is None else f"kline_{each.interval}"),
+            _milliseconds(each.start),
+            _milliseconds(each.end),
+        )
+        for each in ranges
+        if each.symbol in mine
+    ]
+
+
+def _milliseconds(text: str) -> int:
+    return round(moment(text).timestamp() * 1000)
 
 
 async def resolve(rest: RestClient, wanted: Wanted) -> Page | None:
@@ -206,6 +227,65 @@ class Backfill:
 def kind_of(subscription: Subscription) -> str:
     """Return `trade` or `kline`."""
     return subscription.kind.partition("_")[0]
+
+
+class HoleWatcher:
+    """The watcher that passes holes on to `on_hole`, and nothing else."""
+
+    def __init__(self, on_hole: Callable[[str, Hole], None]) -> None:
+        self.hole = on_hole
+
+    def sent(self, subscription: Subscription, event_ms: int) -> None:
+        """Ignore it."""
+
+    def refused(self, file: str, reason: str) -> None:
+        """Ignore it; it is in the log."""
+
+
+class Background:
+    """The ranges of the configuration, beside live work: nothing of it may end the service or hold it up.
+
+    `covered` says what of a subscription earlier tasks delivered; run it once that is known.
+    """
+
+    def __init__(
+        self,
+        backfill: Backfill,
+        rest: RestClient,
+        ranges: Sequence[Wanted],
+        covered: Callable[[Subscription], Intervals],
+    ) -> None:
+        self._backfill = backfill
+        self._rest = rest
+        self._ranges = ranges
+        self._covered = covered
+
+    async def run(self) -> None:
+        """Load what is not delivered yet."""
+        left: dict[Subscription, Intervals] = {}
+        for wanted in self._ranges:
+            ids = left.setdefault(wanted.subscription, Intervals())
+            page = await self._resolve(wanted)
+            if page is not None:
+                ids.update(self._covered(wanted.subscription).missing(page.first, page.last))
+        log.info("backfill_begins", ids={each.stream_name: ids.count() for each, ids in left.items()})
+        try:
+            await self._backfill.run(left)
+        except* BackfillError as group:
+            log.warning("backfill_ended", errors=[str(error) for error in group.exceptions])
+        else:
+            log.info("backfill_done")
+
+    async def _resolve(self, wanted: Wanted) -> Page | None:
+        while True:
+            try:
+                return await resolve(self._rest, wanted)
+            except UnavailableError as failure:
+                log.warning("backfill_waits", symbol=wanted.subscription.symbol, reason=str(failure))
+            except BackfillError as error:
+                log.warning("backfill_range_refused", stream=wanted.subscription.stream_name, error=str(error))
+                return None
+            await trio.sleep(_VENUE_AWAY_S)
 
 
 class _Outlet:

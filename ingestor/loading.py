@@ -135,7 +135,7 @@ def run_command(request: Request, config: Config, *, plain: bool, dry_run: bool,
     view: View = PlainView(partial(click.echo, err=True)) if plain or not console.is_terminal else RichView(console)
     code = FAILED
     try:
-        world = open_world(config)
+        world = open_world(config if request.output is None else _without_registry(config))
         code = trio.run(partial(_run_until_signal, request, config, world, view=view, dry_run=dry_run, out=out))
     except* IngestorError as group:
         for error in logs.leaves(group):
@@ -187,14 +187,22 @@ class Load:
         letters = LetterFiles(config.dead_letter.directory, world.wall_ns)
         self._letters = FileDeadLetters(letters, world.run_blocking, world.wall_ns, self._metrics)
         key_of = key_rule(config.kinesis.partition_key, config.kinesis.lanes)
-        self._serializer = Serializer(key_of=key_of, wall_ns=world.wall_ns)
+        self._serializer = (
+            Serializer(
+                framing=config.kinesis.encoding,
+                schema_version_id=world.schema_version_id,
+                key_of=key_of,
+                wall_ns=world.wall_ns,
+            )
+            if request.output is None
+            else Serializer(wall_ns=world.wall_ns)
+        )
 
     async def run(self, stop: trio.Event, *, view: View, dry_run: bool, out: TextIO) -> int:
         """Load until everything is delivered or `stop` is set, and say what came of it; return the exit code."""
         async with self._rest, self._files or nullcontext():
             async with _until(stop):
-                await self._rest.exchange_info()  # the weight limit of today
-                await self._resolve()
+                await self._prepare()
             if stop.is_set():
                 return INTERRUPTED
             if dry_run:
@@ -221,8 +229,14 @@ class Load:
             transport=world.rest_transport,
         )
 
-    async def _resolve(self) -> None:
-        """Find the ids of what is wanted; what an earlier run found stays."""
+    async def _prepare(self) -> None:
+        """Look at the limits and the stream, and find the ids of what is wanted; what an earlier run found stays.
+
+        Raises `VenueError`, `BackfillError`, or `SinkError` when there is no such stream.
+        """
+        if self._request.output is None:
+            await self._world.streams.describe(self._config.kinesis.stream_name)
+        await self._rest.exchange_info()
         for wanted in self._request.wanted():
             if wanted.subscription not in self.progress.spans:
                 self.progress.begin(wanted.subscription, await resolve(self._rest, wanted))
@@ -404,6 +418,11 @@ async def _until(stop: trio.Event) -> AsyncGenerator[None]:
 async def _cancel_at(stop: trio.Event, scope: trio.CancelScope) -> None:
     await stop.wait()
     scope.cancel()
+
+
+def _without_registry(config: Config) -> Config:
+    """Leave the Glue Schema Registry alone: a file carries its schema itself."""
+    return config.model_copy(update={"kinesis": config.kinesis.model_copy(update={"encoding": "avro"})})
 
 
 def _name(subscription: Subscription) -> str:
