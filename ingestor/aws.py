@@ -8,8 +8,10 @@ policy lives in one place.
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import boto3
@@ -50,8 +52,9 @@ if TYPE_CHECKING:
         RecordTypeDef,
         ShardTypeDef,
     )
+    from mypy_boto3_sqs.client import SQSClient
 
-    from ingestor.config import Kinesis
+    from ingestor.config import Kinesis, Timeouts
     from ingestor.core.datums import Datum
     from ingestor.core.errors import SinkFailure
     from ingestor.threads import RunBlocking
@@ -113,6 +116,8 @@ NO_ANSWER: Final[tuple[tuple[type[Exception], SinkFailure, str, bool], ...]] = (
     (BotoCoreError, "transient", "NoAnswer", True),
 )
 
+AWS_DOMAINS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+
 # A client keeps for good the credentials it was born with, or their absence: only a new client looks for them again.
 STALE_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "NoCredentials"})
 _CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -148,7 +153,10 @@ class RecordsPage(NamedTuple):
 
 
 class StreamSummary(NamedTuple):
-    """What a stream is; `mode`: PROVISIONED or ON_DEMAND, `distribution`: AUTO, USER_PARTITION_KEY or None."""
+    """What a stream is.
+
+    `mode`: PROVISIONED or ON_DEMAND, `distribution`: AUTO, USER_PARTITION_KEY or None; `key_id` None is not encrypted.
+    """
 
     arn: str
     status: str
@@ -157,6 +165,14 @@ class StreamSummary(NamedTuple):
     retention_hours: int
     max_record_kib: int
     distribution: str | None
+    key_id: str | None = None
+
+
+class QueueSummary(NamedTuple):
+    """What a queue is."""
+
+    arn: str
+    retention_s: int
 
 
 def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisClient:
@@ -218,6 +234,21 @@ def make_cloudwatch_client(region: str, *, timeout_s: float) -> CloudWatchClient
         raise ConfigError([f"AWS_ENDPOINT_URL_CLOUDWATCH: {error}"]) from error
 
 
+def make_sqs_client(queue_url: str, region: str, timeouts: Timeouts) -> SQSClient:
+    """Build a client for the service that `queue_url` belongs to; raises `ConfigError`."""
+    parts = urlsplit(queue_url)
+    config = ClientConfig(
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=timeouts.connect_s,
+        read_timeout=timeouts.read_s,
+    )
+    try:
+        endpoint_url = f"{parts.scheme}://{parts.netloc}"
+        return boto3.session.Session(region_name=region).client("sqs", endpoint_url=endpoint_url, config=config)
+    except InvalidRegionError as error:
+        raise ConfigError([f"kinesis.region: {error}"]) from error
+
+
 class AwsApi(Generic[C]):
     """The crossing: a client and the threads in which its calls run."""
 
@@ -263,6 +294,23 @@ class CloudWatchSink:
         client.put_metric_data(Namespace=self._namespace, MetricData=data)
 
 
+class QueueClient:
+    """Looks at queues; `code` of a `SinkError` is that of AWS."""
+
+    def __init__(self, api: AwsApi[SQSClient]) -> None:
+        self._api = api
+
+    async def describe(self, queue_url: str) -> QueueSummary:
+        """Ask GetQueueAttributes what a queue is; raises `SinkError`."""
+        answer = await self._api.call(
+            lambda client: client.get_queue_attributes(
+                QueueUrl=queue_url, AttributeNames=["QueueArn", "MessageRetentionPeriod"]
+            )
+        )
+        attributes = answer["Attributes"]
+        return QueueSummary(attributes["QueueArn"], int(attributes["MessageRetentionPeriod"]))
+
+
 class KinesisSink:
     """Puts entries into one stream."""
 
@@ -302,7 +350,15 @@ class StreamClient:
             retention_hours=summary["RetentionPeriodHours"],
             max_record_kib=summary.get("MaxRecordSizeInKiB") or 1024,
             distribution=summary.get("RecordDistributionStrategy"),
+            key_id=summary.get("KeyId"),
         )
+
+    async def rehearse_put(self, stream: str) -> bool:
+        """Have AWS say whether a put would be accepted; False where that cannot be asked. Raises `SinkError`.
+
+        Only AWS itself knows `DryRun`: emulators store the record (facts/aws.md §1.3).
+        """
+        return await self._api.call(lambda client: _rehearse(client, stream))
 
     async def list_shards(self, stream: str) -> list[ShardInfo]:
         """All shards of `stream`, the closed ones too."""
@@ -384,6 +440,15 @@ def _wire_datum(datum: Datum, at: dt.datetime) -> MetricDatumTypeDef:
         "Values": datum.values,
         "Counts": datum.counts,
     }
+
+
+def _rehearse(client: KinesisClient, stream: str) -> bool:
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    if not host.endswith(AWS_DOMAINS):
+        return False
+    with suppress(client.exceptions.DryRunOperationException):  # how it says that it would
+        client.put_records(StreamName=stream, Records=[{"Data": b"", "PartitionKey": "check"}], DryRun=True)
+    return True
 
 
 def _stored_record(record: RecordTypeDef) -> StoredRecord:

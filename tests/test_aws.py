@@ -26,8 +26,11 @@ from botocore.validate import ParamValidationDecorator
 from moto import mock_aws
 
 from ingestor.aws import (
+    AwsApi,
     KinesisApi,
     KinesisSink,
+    QueueClient,
+    QueueSummary,
     RecordsPage,
     ShardInfo,
     StoredRecord,
@@ -35,9 +38,10 @@ from ingestor.aws import (
     StreamSummary,
     find_schema_version,
     make_kinesis_client,
+    make_sqs_client,
     translate,
 )
-from ingestor.config import Kinesis
+from ingestor.config import Kinesis, Timeouts
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
 from ingestor.resources import read_schema
@@ -355,3 +359,55 @@ def test_the_glue_registry_is_asked_for_the_version_of_our_schema(monkeypatch: p
         assert str(found) == made["SchemaVersionId"]
         with pytest.raises(ConfigError, match=r"kinesis\.encoding: .*register schemas/avro/market_data\.avsc"):
             find_schema_version(Kinesis(encoding="glue", stream_name="other"), definition)
+
+
+REAL = "https://kinesis.us-east-1.amazonaws.com"
+
+
+@pytest.mark.parametrize("code", ["DryRunOperationException", None])
+async def test_a_rehearsed_put_is_accepted_by_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, code: str | None
+) -> None:
+    """The call says that it stores nothing; whatever is not refused would be accepted."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    client = make_kinesis_client(Kinesis(endpoint_url=REAL))
+    with Stubber(client) as stub:
+        expected = {"StreamName": "s", "Records": [{"Data": b"", "PartitionKey": "check"}], "DryRun": True}
+        if code is None:
+            stub.add_response("put_records", {"Records": [{"SequenceNumber": "1", "ShardId": "s"}]}, expected)
+        else:
+            stub.add_client_error("put_records", code, expected_params=expected)
+        assert await StreamClient(KinesisApi(lambda: client, inline)).rehearse_put("s")
+
+
+async def test_a_rehearsal_that_is_refused_says_what_a_put_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing permission comes up before the first record."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    client = make_kinesis_client(Kinesis(endpoint_url=REAL))
+    with Stubber(client) as stub:
+        stub.add_client_error("put_records", "AccessDeniedException")
+        with pytest.raises(SinkError, match="AccessDeniedException"):
+            await StreamClient(KinesisApi(lambda: client, inline)).rehearse_put("s")
+
+
+async def test_nothing_is_rehearsed_with_an_emulator(api: KinesisApi, stub: Stubber) -> None:
+    """It does not know the flag and would store the record."""
+    assert not await StreamClient(api).rehearse_put("s")
+
+
+async def test_a_queue_is_described_at_the_place_its_address_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an emulator needs no other setting."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    url = "http://127.0.0.1:1/123/letters"
+    client = make_sqs_client(url, "us-east-1", Timeouts())
+    assert client.meta.endpoint_url == "http://127.0.0.1:1"
+    with Stubber(client) as stub:
+        attributes = {"QueueArn": "arn:aws:sqs:us-east-1:1:letters", "MessageRetentionPeriod": "1209600"}
+        stub.add_response("get_queue_attributes", {"Attributes": attributes})
+        queue = await QueueClient(AwsApi(lambda: client, inline)).describe(url)
+    assert queue == QueueSummary("arn:aws:sqs:us-east-1:1:letters", 1_209_600)
+    with pytest.raises(ConfigError, match=r"kinesis\.region"):
+        make_sqs_client(url, "-", Timeouts())
