@@ -54,7 +54,7 @@ def add_bars(history: History, interval: str, start_ms: int, end_ms: int) -> Non
 
 
 class PastVenue:
-    """Answers REST and the archive over HTTP, each request after `latency_s`; `refusals` counts what was no 200."""
+    """Answers REST and the archive, each request after `latency_s`; its clock begins `offset_s` into a minute."""
 
     def __init__(
         self,
@@ -62,7 +62,9 @@ class PastVenue:
         *,
         rules: Rules | None = None,
         latency_s: float = 0.05,
+        offset_s: float = 0.0,
     ) -> None:
+        self._offset_s = offset_s
         self._histories = {history.symbol: history for history in histories}
         self.symbols = tuple(self._histories)
         self.desk = RestDesk(self, rules or Rules())
@@ -71,11 +73,15 @@ class PastVenue:
         self.is_archive_away = False
         self.requests: list[tuple[float, str]] = []
         self.statuses: Counter[int] = Counter()
-        self.began_s = trio.current_time()
+        self.on_request: Callable[[int], None] | None = None  # told how many there were
+        self.began_s: float | None = None
 
     def wall_ns(self) -> int:
-        """Tell the wall clock, which moves with Trio's."""
-        return START_MS * 1_000_000 + round((trio.current_time() - self.began_s) * 1e9)
+        """Tell the wall clock, which moves with Trio's and begins when it is first looked at."""
+        now = trio.current_time()
+        if self.began_s is None:
+            self.began_s = now - self._offset_s
+        return START_MS * 1_000_000 + round((now - self.began_s) * 1e9)
 
     @property
     def now_ms(self) -> int:
@@ -91,6 +97,8 @@ class PastVenue:
         """Answer one request of a client."""
         path, query = request.url.path, request.url.query.decode()
         self.requests.append((trio.current_time(), f"{path}?{query}"))
+        if self.on_request is not None:
+            self.on_request(len(self.requests))
         await trio.sleep(self.latency_s / 2)
         if self.is_archive_away and path.startswith("/data/"):
             answer = Response(503, b"")
@@ -109,6 +117,7 @@ class PastWorld:
     def __init__(self, venue: PastVenue, folder: Path, *, put_s: float = 0.1) -> None:
         self.venue = venue
         self.stream = MemoryStream(venue.wall_ns)
+        self.streams = {DATA: self.stream}
         self.kill_at_s = float("inf")
         self._put_s = put_s
         self._lives = 0
@@ -126,7 +135,7 @@ class PastWorld:
             rest_transport=httpx.MockTransport(self.venue.answer),
             data_sink=self,
             heartbeat_sink=cast("Any", None),
-            streams=MemoryStreams({DATA: self.stream}),
+            streams=MemoryStreams(self.streams),
             run_blocking=self.run_blocking,
             wall_ns=self.venue.wall_ns,
             random=Random(self._lives),
