@@ -597,14 +597,19 @@ class Spool:
 
     async def _refill(self) -> None:
         """Read lanes back that run short in memory."""
-        is_pausing = trio.current_time() < self._read_again_at < math.inf
-        if is_pausing or self._lanes.held_bytes >= self._memory_max_bytes:
+        if trio.current_time() < self._read_again_at < math.inf:
+            return
+        self._read_again_at = math.inf
+        if self._lanes.held_bytes >= self._memory_max_bytes:
             return
         costs = {index: self._lanes[index].waiting_cost_bytes for index in self._holding}
         wanted = {index: self._share_bytes - cost for index, cost in costs.items() if 2 * cost < self._share_bytes}
         if not wanted:
             return
-        read = await self._run_blocking(lambda: self._files.read(wanted))
+        try:
+            read = await self._run_blocking(lambda: self._files.read(wanted))
+        except OSError as error:
+            read = Read({}, error)
         now, wall_ms = trio.current_time(), self._wall_ns() // 1_000_000
         for index, frames in read.frames.items():
             for (received_ms, records), place in frames:
@@ -613,8 +618,8 @@ class Spool:
                 self._saved[index] = self._lanes[index].added
                 self._loaded[index].append((self._saved[index], place))
         self._holding = set(filter(self._files.holds, self._holding))
-        self._read_again_at = math.inf if read.error is None else now + RETRY_S
         if read.error is not None:
+            self._read_again_at = now + RETRY_S
             log.warning("spool_unreadable", error=str(read.error))
 
     async def _tidy(self) -> None:
