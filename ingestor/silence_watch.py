@@ -130,8 +130,7 @@ class SilenceWatch:
                 log.warning("streams_silent", connection=connection.name, streams=names)
                 feed.resubscribe([ear.subscription for ear in dead])
             for ear in silent:
-                await self._catch_up(ear.subscription)
-                ear.begin_anew(self._intake.position(ear.subscription), trio.current_time())
+                await self._set_right(ear)
 
     def _is_overtaken(self, ear: Ear) -> bool:
         """Say whether another feed brought more since this one last brought anything."""
@@ -151,10 +150,12 @@ class SilenceWatch:
         behind = []
         for ear in (*trades, *others):
             there = newest.get(ear.subscription)
-            if there is not None and there > self._here(ear.subscription, there):
+            if there is None:
+                ear.wait_longer(trio.current_time())
+            elif there > self._here(ear.subscription, there):
                 behind.append(ear)
             else:
-                ear.wait_longer(trio.current_time())
+                ear.acquit(trio.current_time())
         return behind
 
     def _here(self, subscription: Subscription, there: Position) -> Position:
@@ -195,24 +196,30 @@ class SilenceWatch:
         rows = await self._rest.trades(symbol, 1)
         return rows[-1] if rows else None
 
-    async def _catch_up(self, subscription: Subscription) -> None:
-        """Have repaired what the venue has and we have not; without an answer the next live one shows the gap.
+    async def _set_right(self, ear: Ear) -> None:
+        """Have repaired what was missed, and expect to hear what comes now."""
+        try:
+            if not self._is_overtaken(ear):
+                await self._catch_up(ear.subscription)
+        except VenueError as error:
+            log.info("silence_unexplained", streams=1, reason=str(error))
+            ear.wait_longer(trio.current_time())
+        else:
+            ear.begin_anew(self._intake.position(ear.subscription), trio.current_time())
 
-        Diffs are declared by the first one that follows.
+    async def _catch_up(self, subscription: Subscription) -> None:
+        """Go on behind the venue's newest, and have repaired what lies before it.
+
+        Not for diffs: the first one that follows shows what is missing, and that is declared.
         """
         there: Position | None = None
         event_ms = 0
-        try:
-            if subscription.kind == "trade":
-                if (row := await self._newest_trade(subscription.symbol)) is not None:
-                    there, event_ms = (row.trade_id, 0), row.time
-            elif subscription.kind != "depth":
-                there = await self._ask(subscription)
-        except VenueError as error:
-            log.info("silence_unexplained", streams=1, reason=str(error))
-        if there is None:
-            return
-        gap = self._intake.pass_over(subscription, there, event_ms, self._wall_ns() // 1_000_000)
+        if subscription.kind == "trade":
+            if (row := await self._newest_trade(subscription.symbol)) is not None:
+                there, event_ms = (row.trade_id, 0), row.time
+        elif subscription.kind != "depth":
+            there = await self._ask(subscription)
+        gap = there and self._intake.pass_over(subscription, there, event_ms, self._wall_ns() // 1_000_000)
         if gap is not None:
             log.info("head_was_missing", stream=subscription.stream_name, first=gap.first, last=gap.last)
             self._report_gap(gap)

@@ -73,15 +73,19 @@ class Ear:
         return False
 
     def wait_longer(self, now: float) -> None:
-        """Become suspicious again when the silence is twice as long: it was a quiet one."""
-        self.is_new = False
+        """Become suspicious again when the silence is twice as long."""
         self._due_s = now + min(max(now - self._heard_s, PATIENCE_S), LONGEST_WAIT_S)
+
+    def acquit(self, now: float) -> None:
+        """Note that there was nothing to hear."""
+        self.is_new = False
+        self.wait_longer(now)
 
     def begin_anew(self, position: Position, now: float) -> None:
         """Go on from `position`: what was missing is seen to. This silence was none to learn from."""
         self.position = position
         self._is_learning = False
-        self.wait_longer(now)
+        self.acquit(now)
 
 
 class Hearing:
