@@ -37,7 +37,7 @@ from ingestor.core.resume import Identity, Resume
 from ingestor.core.sharding import has_selector, select, share
 from ingestor.core.stopping import StopPlan
 from ingestor.core.subscription import expand, plan_connections
-from ingestor.dead_letter import FileDeadLetters, LetterFiles
+from ingestor.dead_letter import FileDeadLetters, LetterFiles, QueueDeadLetters
 from ingestor.fan_in import FanIn
 from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.holes import HoleBook
@@ -170,8 +170,14 @@ class Service:
             random=world.random,
             transport=world.rest_transport,
         )
-        self.dead_letters = FileDeadLetters(
+        letters = FileDeadLetters(
             LetterFiles(config.dead_letter.directory, world.wall_ns), world.run_blocking, world.wall_ns, self.metrics
+        )
+        url = config.dead_letter.queue_url
+        self.dead_letters = (
+            letters
+            if world.queue is None or url is None
+            else QueueDeadLetters(world.queue, url, letters, world.wall_ns, self.metrics)
         )
 
     async def observe(self, *, task_status: trio.TaskStatus[str]) -> None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         ShardTypeDef,
     )
     from mypy_boto3_sqs.client import SQSClient
+    from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
 
     from ingestor.config import Kinesis, Timeouts
     from ingestor.core.datums import Datum
@@ -295,7 +296,7 @@ class CloudWatchSink:
 
 
 class QueueClient:
-    """Looks at queues; `code` of a `SinkError` is that of AWS."""
+    """Looks at queues and writes into them; `code` of a `SinkError` is that of AWS."""
 
     def __init__(self, api: AwsApi[SQSClient]) -> None:
         self._api = api
@@ -309,6 +310,18 @@ class QueueClient:
         )
         attributes = answer["Attributes"]
         return QueueSummary(attributes["QueueArn"], int(attributes["MessageRetentionPeriod"]))
+
+    async def send(self, queue_url: str, bodies: Sequence[str]) -> Sequence[EntryFailure | None]:
+        """Send one SendMessageBatch call; the answer is aligned with `bodies`, None if accepted. Raises `SinkError`."""
+        entries: list[SendMessageBatchRequestEntryTypeDef] = [
+            {"Id": str(position), "MessageBody": body} for position, body in enumerate(bodies)
+        ]
+        answer = await self._api.call(lambda client: client.send_message_batch(QueueUrl=queue_url, Entries=entries))
+        failures = {
+            int(failed["Id"]): EntryFailure(failed["Code"], failed.get("Message", ""))
+            for failed in answer.get("Failed", [])
+        }
+        return [failures.get(position) for position in range(len(bodies))]
 
 
 class KinesisSink:

@@ -214,9 +214,69 @@ def audit(
     sys.exit(trio.run(proof))
 
 
+@main.group("dead-letter")
+def dead_letter() -> None:
+    """Look at what was given up, and send it again."""
+
+
+def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose letters."""
+    for option in (
+        click.option("--symbol", metavar="S", help="Only letters of this symbol."),
+        click.option("--reason", metavar="R", help="Only letters with this reason, such as encoding."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letter.command("list")
+@configured
+@choosing
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per letter.")
+def list_letters(config_name: str, reason: str | None, symbol: str | None, *, as_json: bool) -> None:
+    """List the letters in the configured directory."""
+    config = load_config(config_name)
+    from ingestor import replay  # noqa: PLC0415
+
+    replay.list_letters(config, replay.Choice(reason, symbol), as_json=as_json, out=sys.stdout)
+
+
+@dead_letter.command("show")
+@configured
+@click.option("--raw", "as_raw", is_flag=True, help="Only the bytes, as they came.")
+@click.argument("letter_id", metavar="ID")
+def show_letter(config_name: str, letter_id: str, *, as_raw: bool) -> None:
+    """Show all that is known of a letter; the beginning of its id is enough."""
+    config = load_config(config_name)
+    from ingestor import replay  # noqa: PLC0415
+
+    replay.show_letter(config, letter_id, as_raw=as_raw, out=sys.stdout, raw_out=sys.stdout.buffer)
+
+
+@dead_letter.command("replay")
+@configured
+@choosing
+@click.option("--force", "is_forced", is_flag=True, help="Also what Kinesis refused, or what is not configured.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would be sent.")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+def replay_letters(
+    config_name: str, ids: tuple[str, ...], reason: str | None, symbol: str | None, *, is_forced: bool, is_dry: bool
+) -> None:
+    """Send letters again that fit today, each once; exit 1 if one was refused."""
+    config = load_config(config_name)
+    import trio  # noqa: PLC0415
+
+    from ingestor import replay  # noqa: PLC0415
+
+    choice = replay.Choice(reason, symbol, ids)
+    sys.exit(trio.run(partial(replay.replay, config, choice, is_forced=is_forced, is_dry=is_dry, out=sys.stdout)))
+
+
 @main.command()
 @configured
-@click.option("--connect", is_flag=True, help="Also reach the venue, Kinesis and the dead letters; exit 1 if one fails.")
+@click.option(
+    "--connect", is_flag=True, help="Also reach the venue, Kinesis and the dead letters; exit 1 if one fails."
+)
 def check(config_name: str, *, connect: bool) -> None:
     """Say everything that is wrong with a configuration, or print what it amounts to."""
     config = load_config(config_name)

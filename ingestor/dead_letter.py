@@ -1,4 +1,7 @@
-"""The last stop of a message or record that nobody will try again: one JSON line each, on disk before `write` returns.
+"""The last stop of a message or record that nobody will try again: durable before `write` returns.
+
+In a directory a letter is one JSON line, in an SQS queue it is one message with the same JSON; what the queue does not
+take, because it is too large or the queue is away, goes into the directory.
 
 A directory that cannot be written (a full disk, a read-only file system) must not stop the line, nor lose a letter
 silently: letters are then kept in memory and written later, every failure is an ERROR in the log, and what memory can
@@ -9,10 +12,12 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import os
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
 import structlog
@@ -20,13 +25,15 @@ import trio
 from msgspec import Struct
 
 from ingestor import __version__
+from ingestor.core.backoff import Backoff
+from ingestor.core.errors import SinkError
 from ingestor.core.model import EventType, PoisonReason  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from ingestor.core.model import Claim, DeadLetter
+    from ingestor.core.model import Claim, DeadLetter, EntryFailure
     from ingestor.metrics import Metrics
     from ingestor.threads import RunBlocking
 
@@ -35,6 +42,12 @@ log = structlog.get_logger()
 FILE_MAX_BYTES = 64 * 1024 * 1024
 KEPT_MAX_BYTES = 16 * 1024 * 1024
 RETRY_S = 30.0
+# SQS: for one message and for all of a call (facts/aws.md §7, read 2026-11-22; it was 256 KiB until August 2025).
+QUEUE_MAX_BYTES: Final = 1_048_576
+QUEUE_MAX_MESSAGES: Final = 10
+QUEUE_ATTEMPTS: Final = 3
+LINES: Final = "*.jsonl"
+REPLAYED: Final = "replayed"  # a line with the id of every letter that was sent again
 
 
 class DeadLetterSink(Protocol):
@@ -148,10 +161,14 @@ class FileDeadLetters:
 
     async def write(self, letters: Sequence[DeadLetter]) -> None:
         """Count letters and write them, after those that could not be written before."""
-        written_ms = self._wall_ns() // 1_000_000
         for letter in letters:
             self._metrics.dead_letters.labels(letter.reason).inc()
-            self._kept.append(encode(letter, written_ms))
+        await self.store(letters)
+
+    async def store(self, letters: Sequence[DeadLetter]) -> None:
+        """Write letters that are counted already."""
+        written_ms = self._wall_ns() // 1_000_000
+        self._kept.extend(encode(letter, written_ms) for letter in letters)
         await self.flush()
 
     async def flush(self) -> None:
@@ -190,9 +207,153 @@ class FileDeadLetters:
             log.error("dead_letter", letter=line.decode().rstrip())
 
 
+class Queue(Protocol):
+    """Where messages are sent: `aws.QueueClient`."""
+
+    async def send(self, queue_url: str, bodies: Sequence[str]) -> Sequence[EntryFailure | None]:
+        """Send messages in one call; the answer is aligned with them, None for an accepted one. Raises `SinkError`."""
+        ...
+
+
+class QueueDeadLetters:
+    """Dead letters as messages in a queue; what does not get there goes into files, which is durable as well."""
+
+    def __init__(
+        self, queue: Queue, queue_url: str, files: FileDeadLetters, wall_ns: Callable[[], int], metrics: Metrics
+    ) -> None:
+        self._queue = queue
+        self._queue_url = queue_url
+        self._files = files
+        self._wall_ns = wall_ns
+        self._metrics = metrics
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Count letters and send them; a queue that is away holds nobody up for longer than a few tries."""
+        for letter in letters:
+            self._metrics.dead_letters.labels(letter.reason).inc()
+        written_ms = self._wall_ns() // 1_000_000
+        left = []
+        for batch in packed([(letter, message(letter, written_ms)) for letter in letters]):
+            left += await self._send(batch)
+        if left:
+            await self._files.store(left)
+
+    async def keep_trying(self, every_s: float = RETRY_S) -> NoReturn:
+        """Write what the files could not take, again and again, until cancelled."""
+        await self._files.keep_trying(every_s)
+
+    async def close(self) -> None:
+        """Write what is kept for the last time."""
+        await self._files.close()
+
+    async def _send(self, batch: Sequence[Message]) -> list[DeadLetter]:
+        """Send letters, the refused ones again; return those that are not in the queue."""
+        backoff = Backoff(initial_s=0.1, max_s=1.0, multiplier=3.0, jitter=None)
+        left, text = list(batch), "too large for a queue"
+        if len(batch[0].body) <= QUEUE_MAX_BYTES:
+            for attempt in range(QUEUE_ATTEMPTS):
+                if attempt:
+                    await trio.sleep(backoff.next_delay())
+                try:
+                    answer = await self._queue.send(self._queue_url, [each.body for each in left])
+                except SinkError as error:
+                    text = str(error)
+                    continue
+                refused = [(each, failure) for each, failure in zip(left, answer, strict=True) if failure is not None]
+                left = [each for each, _ in refused]
+                if not left:
+                    return []
+                text = f"{refused[0][1].code}: {refused[0][1].text}"
+        log.error("dead_letters_not_queued", error=text, letters=len(left))
+        return [each.letter for each in left]
+
+
+class Message(NamedTuple):
+    """A letter and the body of its message."""
+
+    letter: DeadLetter
+    body: str
+
+
+def message(letter: DeadLetter, written_ms: int) -> str:
+    """Make the body of a letter's message: its JSON in ASCII, because SQS refuses some characters; raw as base64."""
+    fields = msgspec.to_builtins(line_of(letter, written_ms))
+    fields.pop("text", None)  # it is in `raw_base64`
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def packed(messages: Sequence[tuple[DeadLetter, str]]) -> Iterator[list[Message]]:
+    """Divide messages over calls; one that is too large for any stands alone."""
+    batch: list[Message] = []
+    size = 0
+    for letter, body in messages:
+        if batch and (len(batch) == QUEUE_MAX_MESSAGES or size + len(body) > QUEUE_MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(Message(letter, body))
+        size += len(body)
+    if batch:
+        yield batch
+
+
+class StoredLetter(NamedTuple):
+    """A letter in a file. `id` is made of its content, so that it stays the same wherever the line is moved."""
+
+    id: str
+    letter: LetterLine
+    file: str
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes that could not be delivered."""
+        return base64.b64decode(self.letter.raw_base64)
+
+
+def read_letters(directory: Path) -> Iterator[StoredLetter]:
+    """Give the letters in a directory, oldest file first; a line that a crash cut short is logged and passed over.
+
+    Blocks. Raises OSError for files that cannot be read.
+    """
+    for path in sorted(directory.glob(LINES)):
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    letter = msgspec.json.decode(line, type=LetterLine)
+                except msgspec.DecodeError as error:
+                    log.warning("dead_letter_unreadable", file=path.name, line=number, error=str(error))
+                    continue
+                yield StoredLetter(sha256(line).hexdigest()[:12], letter, path.name)
+
+
+class ReplayMarks:
+    """Which letters of a directory were sent again; a mark is durable when `add` returns. Blocks."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / REPLAYED
+
+    def read(self) -> set[str]:
+        """Return their ids; raises OSError."""
+        try:
+            return set(self._path.read_text().split())
+        except FileNotFoundError:
+            return set()
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Note ids; raises OSError."""
+        with self._path.open("a") as marks:
+            marks.write("".join(f"{each}\n" for each in ids))
+            marks.flush()
+            os.fsync(marks.fileno())
+
+
 def encode(letter: DeadLetter, written_ms: int) -> bytes:
     """Make the line of a letter."""
-    line = LetterLine(
+    return msgspec.json.encode(line_of(letter, written_ms)) + b"\n"
+
+
+def line_of(letter: DeadLetter, written_ms: int) -> LetterLine:
+    """Make what is written of a letter."""
+    return LetterLine(
         reason=letter.reason,
         detail=letter.detail,
         first_seen_ms=letter.at_ms,
@@ -207,7 +368,6 @@ def encode(letter: DeadLetter, written_ms: int) -> bytes:
         attempts=letter.attempts,
         may_have_landed=letter.may_have_landed,
     )
-    return msgspec.json.encode(line) + b"\n"
 
 
 def _claim_line(claim: Claim | None) -> ClaimLine | None:

@@ -13,10 +13,12 @@ from ingestor.aws import (
     CloudWatchSink,
     KinesisApi,
     KinesisSink,
+    QueueClient,
     StreamClient,
     find_schema_version,
     make_cloudwatch_client,
     make_kinesis_client,
+    make_sqs_client,
 )
 from ingestor.cloudwatch import EmfOutlet
 from ingestor.core.stopping import OBSERVERS_S
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ingestor.aws import StreamSummary
     from ingestor.cloudwatch import MetricsOutlet
     from ingestor.config import Config, Kinesis
+    from ingestor.dead_letter import Queue
     from ingestor.kinesis_producer import Sink
     from ingestor.threads import RunBlocking
 
@@ -54,7 +57,7 @@ class World(NamedTuple):
     """What the service needs of the outside.
 
     `rest_transport` None is the network; `schema_version_id` is what the Glue Schema Registry calls our schema;
-    without a `metrics_outlet` there is Prometheus alone.
+    without a `metrics_outlet` there is Prometheus alone, without a `queue` dead letters go into files.
     """
 
     connect: Callable[[], Awaitable[trio.abc.Stream]]
@@ -67,6 +70,7 @@ class World(NamedTuple):
     random: random.Random
     schema_version_id: UUID | None = None
     metrics_outlet: MetricsOutlet | None = None
+    queue: Queue | None = None
 
 
 def open_world(config: Config) -> World:
@@ -85,7 +89,17 @@ def open_world(config: Config) -> World:
         random=random.Random(),  # noqa: S311 - spreads retries, keeps no secret
         schema_version_id=schema_version_id(kinesis),
         metrics_outlet=open_metrics_outlet(config),
+        queue=open_queue(config),
     )
+
+
+def open_queue(config: Config) -> Queue | None:
+    """Open the way to the queue of dead letters, if `dead_letter.kind` asks for one."""
+    url = config.dead_letter.queue_url
+    if config.dead_letter.kind != "sqs" or url is None:
+        return None
+    kinesis = config.kinesis
+    return QueueClient(AwsApi(partial(make_sqs_client, url, kinesis.region, kinesis.timeouts), open_threads(1)))
 
 
 def open_metrics_outlet(config: Config) -> MetricsOutlet | None:

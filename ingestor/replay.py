@@ -1,0 +1,329 @@
+"""What a person does with dead letters: list them, look at one, send them again.
+
+A letter is sent again only as a record that fits today: a raw message of the venue is decoded and encoded by today's
+code, an encoded record is read and encoded again. What the venue or Kinesis would refuse now as then stays where it is.
+Every letter that Kinesis accepted is marked at once, and a marked one is never sent again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import msgspec
+import trio
+
+from ingestor.aws import KinesisApi, KinesisSink, find_schema_version, make_kinesis_client
+from ingestor.core.backoff import Backoff
+from ingestor.core.binance import (
+    REFUSALS,
+    DepthEvent,
+    KlineEvent,
+    TradeEvent,
+    decode_message,
+    depth_record,
+    kline_record,
+    trade_record,
+)
+from ingestor.core.errors import DecodeError, EncodeError, IngestorError, SinkError
+from ingestor.core.model import PutEntry, Subscription
+from ingestor.core.partition import key_rule
+from ingestor.dead_letter import ReplayMarks, read_letters
+from ingestor.kinesis_producer import MAX_RECORD_BYTES
+from ingestor.resources import read_schema
+from ingestor.serializer import Serializer
+from ingestor.threads import open_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from typing import BinaryIO, TextIO
+
+    from ingestor.config import Config, Kinesis
+    from ingestor.core.binance import Event
+    from ingestor.core.model import EncodedRecord, EntryFailure, MarketData, PoisonReason
+    from ingestor.dead_letter import StoredLetter
+
+BATCH_LETTERS: Final = 100
+BATCH_BYTES: Final = 4_000_000
+ATTEMPTS: Final = 8
+# Reasons that speak of an encoded record; all others are of a raw message, which today's code may understand.
+OF_RECORDS: Final[frozenset[PoisonReason]] = frozenset({"too_large", "rejected", "gave_up"})
+
+
+class LetterError(IngestorError):
+    """There is no such letter, or more than one."""
+
+
+class RefusedError(IngestorError):
+    """A letter cannot be sent again; `is_forcible` if a person may decide otherwise."""
+
+    def __init__(self, text: str, *, is_forcible: bool = False) -> None:
+        super().__init__(text)
+        self.is_forcible = is_forcible
+
+
+class Sink(Protocol):
+    """Where records are put: `aws.KinesisSink`."""
+
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+        """Put entries in one call; raises `SinkError`."""
+        ...
+
+
+class Ready(NamedTuple):
+    """A letter, and the record that it is sent as."""
+
+    stored: StoredLetter
+    record: EncodedRecord
+
+
+class Choice(NamedTuple):
+    """Which letters are meant; None and nothing for all."""
+
+    reason: str | None = None
+    symbol: str | None = None
+    ids: tuple[str, ...] = ()
+
+    def takes(self, stored: StoredLetter) -> bool:
+        """Say whether a letter is meant; ids may be cut short."""
+        letter = stored.letter
+        return (
+            self.reason in (None, letter.reason)
+            and self.symbol in (None, letter.symbol)
+            and (not self.ids or stored.id.startswith(self.ids))
+        )
+
+
+def list_letters(config: Config, choice: Choice, *, as_json: bool, out: TextIO) -> None:
+    """Write a line for every letter that is meant."""
+    directory = config.dead_letter.directory
+    replayed = ReplayMarks(directory).read()
+    for stored in filter(choice.takes, read_letters(directory)):
+        is_replayed = stored.id in replayed
+        out.write((json_line if as_json else plain_line)(stored, is_replayed=is_replayed) + "\n")
+
+
+def show_letter(config: Config, letter_id: str, *, as_raw: bool, out: TextIO, raw_out: BinaryIO) -> None:
+    """Write all that is known of one letter, or (`as_raw`) the bytes alone; raises `LetterError`."""
+    found = {each.id: each for each in read_letters(config.dead_letter.directory) if each.id.startswith(letter_id)}
+    if len(found) != 1:
+        raise LetterError(f"{len(found) or 'no'} letters begin with {letter_id}")
+    [stored] = found.values()
+    if as_raw:
+        raw_out.write(stored.raw)
+        return
+    fields: dict[str, Any] = {"id": stored.id, "file": stored.file, **msgspec.to_builtins(stored.letter)}
+    del fields["raw_base64"]
+    for name in ("first_seen_ms", "written_ms"):
+        fields[name.removesuffix("_ms")] = _clock(fields.pop(name))
+    text = fields.pop("text", None)
+    fields["bytes"] = len(stored.raw)
+    out.writelines(f"{name}: {_plain(value)}\n" for name, value in fields.items())
+    out.write(f"\n{stored.raw.hex(' ') if text is None else text}\n")
+
+
+def json_line(stored: StoredLetter, *, is_replayed: bool) -> str:
+    """Write a letter for machines."""
+    return json.dumps(
+        {"id": stored.id, "file": stored.file, "replayed": is_replayed, **msgspec.to_builtins(stored.letter)}
+    )
+
+
+def plain_line(stored: StoredLetter, *, is_replayed: bool) -> str:
+    """Write a letter for a terminal."""
+    letter = stored.letter
+    ids = "" if letter.claim is None else f"  {letter.claim.kind} {letter.claim.first}-{letter.claim.last}"
+    state = "replayed" if is_replayed else "waiting"
+    return (
+        f"{stored.id}  {_clock(letter.written_ms)}  {state:<8}  {letter.reason:<20}  {letter.symbol or '-':<12}"
+        f"  {len(stored.raw):>8} bytes{ids}  {_plain(letter.detail)}"
+    )
+
+
+def open_sink(settings: Kinesis) -> Sink:
+    """Make the sink of the data stream."""
+    api = KinesisApi(lambda: make_kinesis_client(settings, connections=1), open_threads(1))
+    return KinesisSink(api, settings.stream_name)
+
+
+def open_serializer(config: Config) -> Serializer:
+    """Make what encodes records as the service does."""
+    kinesis = config.kinesis
+    version_id = find_schema_version(kinesis, read_schema("market_data")) if kinesis.encoding == "glue" else None
+    key_of = key_rule(kinesis.partition_key, kinesis.lanes)
+    return Serializer(framing=kinesis.encoding, schema_version_id=version_id, key_of=key_of)
+
+
+async def replay(
+    config: Config,
+    choice: Choice,
+    *,
+    is_forced: bool,
+    is_dry: bool,
+    out: TextIO,
+    open_sink: Callable[[Kinesis], Sink] = open_sink,
+) -> int:
+    """Send letters again, in their order; return 0 if each one that is meant has been, now or before, else 1.
+
+    Ended half-way, it goes on from there the next time. `is_dry` says what would happen. Raises `SinkError` when
+    Kinesis does not take them.
+    """
+    directory = config.dead_letter.directory
+    marks = ReplayMarks(directory)
+    replayed = await trio.to_thread.run_sync(marks.read)
+    letters = await trio.to_thread.run_sync(lambda: list(filter(choice.takes, read_letters(directory))))
+    revival = Revival(open_serializer(config), config, is_forced=is_forced)
+    ready: list[Ready] = []
+    refused = 0
+    for stored in {each.id: each for each in letters if each.id not in replayed}.values():
+        try:
+            ready.append(Ready(stored, revival.record_of(stored)))
+        except RefusedError as error:
+            refused += 1
+            advice = "; --force sends it all the same" if error.is_forcible else ""
+            out.write(f"{stored.id}  refused: {error}{advice}\n")
+    sent = len(ready)
+    if is_dry:
+        out.writelines(f"{stored.id}  would be sent\n" for stored, _ in ready)
+    else:
+        sink = open_sink(config.kinesis)
+
+        async def note(accepted: list[StoredLetter]) -> None:
+            ids = [stored.id for stored in accepted]
+            await trio.to_thread.run_sync(marks.add, ids)
+            out.writelines(f"{each}  sent\n" for each in ids)
+
+        for batch in batches(ready):
+            try:
+                await send(sink, batch, note)
+            except SinkError as error:
+                if error.failure != "poison" or len(batch) > 1:
+                    raise
+                refused, sent = refused + 1, sent - 1
+                out.write(f"{batch[0].stored.id}  refused: {error}\n")
+    before = len({each.id for each in letters} & replayed)
+    out.write(f"{sent} {'to send' if is_dry else 'sent'}, {before} sent before, {refused} refused\n")
+    return 1 if refused else 0
+
+
+class Revival:
+    """Makes records of letters, by today's code and for what is configured today."""
+
+    def __init__(self, serializer: Serializer, config: Config, *, is_forced: bool) -> None:
+        self._serializer = serializer
+        self._is_forced = is_forced
+        binance = config.binance
+        self._symbols = {symbol for symbol in binance.symbols if not symbol.startswith("all:")}
+        bars = [f"kline_{interval}" for interval in binance.kline_intervals]
+        self._kinds = {kind for stream in binance.streams for kind in (bars if stream == "kline" else [stream])}
+        self._takes_all = len(self._symbols) < len(binance.symbols)
+
+    def record_of(self, stored: StoredLetter) -> EncodedRecord:
+        """Return the record to send; raises `RefusedError`."""
+        reason = stored.letter.reason
+        if reason == "rejected" and not self._is_forced:
+            raise RefusedError("Kinesis refused the record itself", is_forcible=True)
+        record = self._decoded(stored) if reason in OF_RECORDS else self._understood(stored)
+        try:
+            encoded = self._serializer.pack(record)
+        except EncodeError as error:
+            raise RefusedError(f"it still does not fit the schema: {error}") from error
+        size = len(encoded.data) + len(encoded.partition_key.encode())
+        if size > MAX_RECORD_BYTES and not self._is_forced:
+            raise RefusedError(f"{size} bytes are more than a record may have", is_forcible=True)
+        return encoded
+
+    def _decoded(self, stored: StoredLetter) -> MarketData:
+        try:
+            return self._serializer.decode(stored.raw)
+        except DecodeError as error:
+            raise RefusedError(f"its bytes are no record: {error}") from error
+
+    def _understood(self, stored: StoredLetter) -> MarketData:
+        try:
+            event = decode_message(stored.raw).data
+        except REFUSALS as error:
+            raise RefusedError(f"it still is no message that we know: {error}") from error
+        subscription = subscription_of(event)
+        is_ours = (self._takes_all or subscription.symbol in self._symbols) and subscription.kind in self._kinds
+        if not is_ours and not self._is_forced:
+            raise RefusedError(f"{subscription.stream_name} is not configured", is_forcible=True)
+        return record_of(event, stored.letter.first_seen_ms * 1000)
+
+
+def subscription_of(event: Event) -> Subscription:
+    """Return what an event belongs to."""
+    if isinstance(event, KlineEvent):
+        return Subscription(event.symbol, f"kline_{event.bar.interval}")
+    return Subscription(event.symbol, "trade" if isinstance(event, TradeEvent) else "depth")
+
+
+def record_of(event: Event, received_us: int) -> MarketData:
+    """Make the record of an event; an order book change has no best prices, as the book of then is gone."""
+    if isinstance(event, TradeEvent):
+        return trade_record(event, received_us)
+    if isinstance(event, DepthEvent):
+        return depth_record(event, received_us, None, None)
+    return kline_record(event, received_us)
+
+
+async def send(
+    sink: Sink, batch: Sequence[Ready], on_accepted: Callable[[list[StoredLetter]], Awaitable[None]]
+) -> None:
+    """Put records and return when all are accepted; what fails is sent again a few times, then it raises `SinkError`.
+
+    `on_accepted` is awaited with the letters that a call delivered before the next call is made.
+    """
+    left = list(batch)
+    backoff = Backoff(initial_s=0.2, max_s=10.0, multiplier=2.0, jitter=Random())  # noqa: S311 - keeps no secret
+    failure = SinkError("transient", "NotSent", "nothing was tried")
+    for _ in range(ATTEMPTS):
+        try:
+            answer = await sink.put([PutEntry(record.data, record.partition_key, None) for _, record in left])
+        except SinkError as error:
+            if error.failure in ("configuration", "poison"):
+                raise
+            failure = error
+        else:
+            if accepted := [ready.stored for ready, why in zip(left, answer, strict=True) if why is None]:
+                await on_accepted(accepted)
+            refused = [(ready, why) for ready, why in zip(left, answer, strict=True) if why is not None]
+            if not refused:
+                return
+            left = [ready for ready, _ in refused]
+            failure = SinkError("transient", refused[0][1].code, refused[0][1].text)
+        await trio.sleep(backoff.next_delay())
+    raise failure
+
+
+def batches(letters: Iterable[Ready]) -> Iterator[list[Ready]]:
+    """Divide letters over calls, never two records of one key in one: Kinesis promises no order inside a call.
+
+    What Kinesis refused once goes alone, or it would have a whole call refused again.
+    """
+    batch: list[Ready] = []
+    keys: set[str] = set()
+    size = 0
+    for stored, record in letters:
+        is_full = len(batch) == BATCH_LETTERS or size + len(record.data) > BATCH_BYTES
+        is_alone = "rejected" in (stored.letter.reason, batch[-1].stored.letter.reason if batch else None)
+        if batch and (is_full or is_alone or record.partition_key in keys):
+            yield batch
+            batch, keys, size = [], set(), 0
+        batch.append(Ready(stored, record))
+        keys.add(record.partition_key)
+        size += len(record.data)
+    if batch:
+        yield batch
+
+
+def _clock(at_ms: int) -> str:
+    return f"{dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _plain(value: object) -> str:
+    """Write a value on one line of a terminal, whatever characters a stranger put into it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
