@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -13,14 +14,24 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from ingestor import __version__
-from ingestor.core.model import Claim, DeadLetter, Subscription
-from ingestor.dead_letter import ClaimLine, FileDeadLetters, LetterFiles, LetterLine
+from ingestor.core.errors import SinkError
+from ingestor.core.model import Claim, DeadLetter, EntryFailure, Subscription
+from ingestor.dead_letter import (
+    ClaimLine,
+    FileDeadLetters,
+    LetterFiles,
+    LetterLine,
+    QueueDeadLetters,
+    read_letters,
+)
 from ingestor.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import TypeVar
+
+    from trio.testing import MockClock
 
     T = TypeVar("T")
 
@@ -184,3 +195,111 @@ def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="Not a directory"):
         LetterFiles(tmp_path / "file" / "letters", wall_ns).append(b"line\n")
+
+
+class FakeQueue:
+    """Answers by a script: a set of positions to refuse, or an error; then it accepts everything."""
+
+    def __init__(self, *script: set[int] | SinkError) -> None:
+        self.script = list(script)
+        self.calls: list[list[str]] = []
+        self.accepted: list[str] = []
+
+    async def send(self, queue_url: str, bodies: Sequence[str]) -> Sequence[EntryFailure | None]:
+        await trio.lowlevel.checkpoint()
+        assert queue_url == "https://queue"
+        self.calls.append(list(bodies))
+        step = self.script.pop(0) if self.script else set()
+        if isinstance(step, SinkError):
+            raise step
+        self.accepted += [body for position, body in enumerate(bodies) if position not in step]
+        return [EntryFailure("InternalError", "?") if position in step else None for position in range(len(bodies))]
+
+
+def open_queue(directory: Path, queue: FakeQueue) -> tuple[QueueDeadLetters, Metrics]:
+    files, metrics = open_letters(directory, Disk())
+    return QueueDeadLetters(queue, "https://queue", files, wall_ns, metrics), metrics
+
+
+def numbered(count: int, size: int = 1) -> list[DeadLetter]:
+    return [DeadLetter(reason="gave_up", detail=str(number), raw=bytes(size), at_ms=5) for number in range(count)]
+
+
+def details(bodies: Sequence[str]) -> list[str]:
+    return [msgspec.json.decode(body, type=LetterLine).detail for body in bodies]
+
+
+AWAY = SinkError("transient", "ServiceUnavailable", "try later")
+
+
+async def test_a_queued_letter_is_json_in_ascii(tmp_path: Path) -> None:
+    """SQS refuses some characters; the bytes are base64, and nothing is said twice."""
+    queue = FakeQueue()
+    letters, metrics = open_queue(tmp_path, queue)
+    strange = DeadLetter(reason="invalid_json", detail="日本\uffff\x00", raw="{\uffff".encode(), at_ms=5)
+    await letters.write([strange])
+    [body] = queue.accepted
+    assert body.isascii()
+    assert body.isprintable()
+    line = msgspec.json.decode(body, type=LetterLine)
+    assert (line.detail, line.text) == (strange.detail, None)
+    assert base64.b64decode(line.raw_base64) == strange.raw
+    assert metrics.registry.get_sample_value("dead_letters_total", {"reason": "invalid_json"}) == 1
+    await letters.close()
+    assert read(tmp_path) == []
+
+
+async def test_calls_keep_to_the_limits_of_the_queue(tmp_path: Path) -> None:
+    """Ten messages and one MiB in all; what is larger alone goes into a file."""
+    queue = FakeQueue()
+    letters, _ = open_queue(tmp_path, queue)
+    await letters.write(numbered(12))
+    assert [len(call) for call in queue.calls] == [10, 2]
+    await letters.write(numbered(3, 300_000))
+    assert [len(call) for call in queue.calls[2:]] == [2, 1]
+    await letters.write([*numbered(1, 800_000), *numbered(1)])
+    assert [len(call) for call in queue.calls[4:]] == [1]
+    assert [line.detail for line in read(tmp_path)] == ["0"]
+
+
+async def test_refused_messages_are_sent_again_and_only_those(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """An answer of success may carry failures."""
+    queue = FakeQueue({1, 2}, AWAY, {0})
+    letters, metrics = open_queue(tmp_path, queue)
+    await letters.write(numbered(4))
+    assert [details(call) for call in queue.calls] == [["0", "1", "2", "3"], ["1", "2"], ["1", "2"]]
+    assert details(queue.accepted) == ["0", "3", "2"]
+    assert [line.detail for line in read(tmp_path)] == ["1"]
+    assert metrics.registry.get_sample_value("dead_letters_total", {"reason": "gave_up"}) == 4
+
+
+async def test_a_queue_that_is_away_leaves_letters_in_files(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Soon, because the line waits; and what no disk takes is tried again later."""
+    letters, _ = open_queue(tmp_path, FakeQueue(AWAY, AWAY, AWAY))
+    with capture_logs() as logs:
+        await letters.write(numbered(2))
+    assert trio.current_time() < 1
+    assert [line.detail for line in read(tmp_path)] == ["0", "1"]
+    assert [line["event"] for line in logs] == ["dead_letters_not_queued"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(letters.keep_trying)
+        await trio.sleep(31)
+        nursery.cancel_scope.cancel()
+
+
+async def test_stored_letters_are_read_back_past_torn_lines(tmp_path: Path) -> None:
+    """In order; the same letter has the same id wherever it stands."""
+    letters, _ = open_letters(tmp_path, Disk())
+    await letters.write([LETTER, PLAIN])
+    await letters.close()
+    [path] = list_of(tmp_path)
+    path.write_bytes(path.read_bytes() + b'{"reason":"gave')
+    with capture_logs() as logs:
+        [first, second] = read_letters(tmp_path)
+    assert (first.raw, second.raw) == (LETTER.raw, PLAIN.raw)
+    assert first.id != second.id
+    assert [(line["event"], line["line"]) for line in logs] == [("dead_letter_unreadable", 3)]
+
+
+def list_of(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
