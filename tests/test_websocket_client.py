@@ -6,6 +6,7 @@ import json
 import random
 import ssl
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -86,7 +87,9 @@ class Bench:
         self.board = HealthBoard()
         self.metrics = Metrics(CollectorRegistry())
         self.connects = RateLimit(250, 300.0)
+        self.rollovers = rollover_pace()
         self.limits = FeedLimits()
+        self.connections: list[Connection] = []
 
     def start(
         self,
@@ -102,12 +105,13 @@ class Bench:
             connect=connect or self.venue.connect,
             backoff=Backoff(initial_s=1.0, max_s=60.0, multiplier=2.0, jitter=None),
             connects=self.connects,
-            rollovers=rollover_pace(),
+            rollovers=self.rollovers,
             jitter=random.Random(1),
             board=self.board,
             metrics=self.metrics,
             limits=self.limits,
         )
+        self.connections.append(connection)
         self.nursery.start_soon(connection.run)
         return connection
 
@@ -342,6 +346,189 @@ async def test_an_announced_shutdown_reconnects_at_once_but_not_twice_in_a_row(
         "server shutdown announced"
     ] * 2
     assert causes(log) == []
+
+
+# Make before break
+
+
+def data(*trade_ids: int) -> list[str]:
+    """Spell trades of BTCUSDT."""
+    trade = {"e": "trade", "E": 1, "s": "BTCUSDT", "p": "1", "q": "1", "T": 1, "m": True}
+    return [json.dumps({"stream": "btcusdt@trade", "data": {**trade, "t": each}}) for each in trade_ids]
+
+
+def flowing(market: Market) -> Script:
+    """Shake hands, acknowledge, and send what the market does until the client leaves or the market says so."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        market.open += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(socket.stay)
+                while socket.closed_with is None:
+                    sent = market.now_id
+                    await socket.send_text(*data(sent))
+                    while market.now_id == sent and socket.closed_with is None:  # noqa: ASYNC110 - time is awaited
+                        await trio.sleep(0.02)
+                nursery.cancel_scope.cancel()
+            await socket.send(frame(socket.closed_with or b"", CLOSE))
+        finally:
+            market.open -= 1
+
+    return script
+
+
+class Market:
+    """One trade a second, on all connections alike."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self._start_s = trio.current_time()
+
+    @property
+    def now_id(self) -> int:
+        return int(trio.current_time() - self._start_s)
+
+
+async def test_an_old_connection_is_replaced_before_it_is_closed(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """The new one carries everything, then the old one gets a close frame; no trade is missing, nothing is lost."""
+    async with trio.open_nursery() as nursery:
+        market = Market()
+        bench = Bench(nursery, [flowing(market)] * 3)
+        bench.limits = FeedLimits(rollover_after_s=20.0)
+        bench.start()
+        await trio.sleep(30.5)
+        assert (len(bench.venue.attempts), market.open, len(bench.consumer.inlets)) == (2, 1, 1)
+        assert 18 <= bench.since(0)[1] - bench.since(0)[0] <= 20
+        assert bench.venue.sockets[0].closed_with == b"\x03\xe8"
+        assert set(bench.consumer.messages) == set(data(*range(31)))
+        assert (bench.fact, causes(log), bench.metrics.reconnections.value) == (("live", 1), [], 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_quiet_old_connection_is_replaced_after_five_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    """Nothing is waited for that neither of them brings."""
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [polite, polite])
+        bench.limits = FeedLimits(rollover_after_s=10.0)
+        connection = bench.start()
+        await trio.sleep(12)
+        first = connection.feed
+        await trio.sleep(5)
+        assert connection.feed is not first
+        assert bench.fact == ("live", 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_old_connection_goes_on_when_no_new_one_can_be_opened(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """Refused three times, later each time; nothing is lost meanwhile, and the service stays live."""
+    async with trio.open_nursery() as nursery:
+        market = Market()
+        refused = OSError("refused")
+        bench = Bench(nursery, [flowing(market), refused, refused, refused, flowing(market)])
+        bench.limits = FeedLimits(rollover_after_s=10.0)
+        bench.start()
+        states = []
+        for _ in range(25):
+            await trio.sleep(1)
+            states.append(bench.fact[0])
+        assert set(states) == {"live"}
+        assert len(bench.venue.attempts) == 5
+        assert len(causes(log)) == 3
+        assert set(bench.consumer.messages) >= set(data(*range(25)))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cut", ["old", "new", "both"])
+async def test_a_loss_during_the_overlap_leaves_the_other_connection(
+    cut: str, autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """And when both are lost, it is opened again as after any loss."""
+
+    def until(at_s: float, market: Market) -> Script:
+        async def script(socket: VenueSocket) -> None:
+            with trio.move_on_at(market._start_s + at_s):
+                await flowing(market)(socket)
+
+        return script
+
+    async def mute(socket: VenueSocket) -> None:
+        """Grant, and bring nothing: the overlap lasts."""
+        await socket.accept()
+        await socket.grant()
+        with trio.move_on_at(14 if cut != "old" else 1e9):
+            await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        market = Market()
+        bench = Bench(nursery, [until(14 if cut != "new" else 1e9, market), mute, flowing(market)])
+        bench.limits = FeedLimits(rollover_after_s=10.0)
+        connection = bench.start()
+        await trio.sleep(13.5)
+        old = connection.feed
+        assert old is not None
+        assert old.to_replace == "age"
+        await trio.sleep(5)
+        assert connection.feed is not None
+        assert old.has_ended is (cut != "new" or connection.feed is not old)
+        assert bench.fact == ("live", 1)
+        assert len(bench.venue.attempts) == (2 if cut == "old" else 3)
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_that_are_dead_are_subscribed_to_again_on_the_same_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An UNSUBSCRIBE and a SUBSCRIBE; the connection stays live meanwhile."""
+    requests: list[Any] = []
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        requests.extend(await socket.grant(3))
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        connection = bench.start()
+        await trio.sleep(1)
+        assert connection.feed is not None
+        assert connection.feed.is_live
+        connection.feed.resubscribe(BTC)
+        await trio.sleep(0.1)
+        assert bench.board.connections["feed-1"].is_live
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [request["method"] for request in requests] == ["SUBSCRIBE", "UNSUBSCRIBE", "SUBSCRIBE"]
+
+
+async def test_connections_of_one_process_are_not_replaced_together(autojump_clock: trio.testing.MockClock) -> None:
+    """Ten seconds lie between two of them, whatever the dice say; dead streams wait for nobody."""
+    pace = rollover_pace()
+    async with trio.open_nursery() as nursery:
+        market = Market()
+        benches = [Bench(nursery, [flowing(market)] * 3) for _ in range(3)]
+        for bench in benches:
+            bench.limits = FeedLimits(rollover_after_s=30.0)
+            bench.rollovers = pace
+            bench.start()
+        await trio.sleep(55)
+        replaced_s = sorted(bench.venue.attempts[1] for bench in benches)
+        assert all(after - before > 9.9 for before, after in pairwise(replaced_s))
+        feeds = benches[0].connections[0]
+        assert feeds.feed is not None
+        feeds.feed.replace("dead streams")
+        await trio.sleep(0.2)
+        assert len(benches[0].venue.attempts) == 3
+        nursery.cancel_scope.cancel()
+
+
+# Limits
 
 
 async def test_connects_of_all_connections_share_the_limit_of_the_venue(autojump_clock: trio.testing.MockClock) -> None:

@@ -59,6 +59,15 @@ def test_an_old_id_with_a_newer_time_is_a_restart_of_the_ids() -> None:
     assert tracker.accept(2, 102) is IN_ORDER
 
 
+def test_trades_that_will_not_come_are_passed_over() -> None:
+    """If they come after all they are duplicates: a late one is no restart of the ids. Nothing seen, nothing passed."""
+    tracker = TradeTracker(expected=8, last_event_ms=100)
+    assert tracker.pass_over(11, 150) == (8, 11)
+    assert [tracker.accept(10, 140), tracker.accept(12, 151)] == [DUPLICATE, IN_ORDER]
+    assert tracker.pass_over(11, 150) is None
+    assert TradeTracker().pass_over(11, 150) is None
+
+
 @given(st.lists(st.integers(0, 40), max_size=60))
 def test_every_id_below_the_expected_one_was_taken_or_named(ids: list[int]) -> None:
     """Whatever arrives (no restarts here): taken and missing ids are disjoint and make up all from the origin."""
@@ -176,6 +185,17 @@ def test_a_closing_message_that_never_comes_is_missed_after_the_grace() -> None:
 def test_nothing_is_overdue_before_the_first_message() -> None:
     """A subscription that was never heard of owes nothing."""
     assert KlineTracker("1m").overdue(10**13) is None
+
+
+def test_bars_that_will_not_come_are_passed_over() -> None:
+    """Up to the running one; the newest bar seen is told with its trades."""
+    tracker = KlineTracker("1m", expected=10)
+    tracker.accept(10 * MINUTE, 4, 0, closed=False)
+    assert tracker.newest == (10 * MINUTE, 4)
+    assert tracker.pass_over(12) == (10, 11)
+    assert tracker.pass_over(12) is None
+    assert tracker.accept(12 * MINUTE, 4, 0, closed=True) is IN_ORDER
+    assert KlineTracker("1m").pass_over(12) is None
 
 
 def test_months_are_counted_in_months() -> None:

@@ -53,6 +53,20 @@ def test_readiness_needs_every_connection_live(state: str) -> None:
     assert board.report(NOW + 55).status == "unhealthy"
 
 
+def test_readiness_needs_one_of_two_connections_that_stand_in_for_each_other() -> None:
+    """Losing one of them degrades, for however long; losing both is an outage."""
+    board = healthy_board()
+    board.connections = {
+        "ws-0a": ConnectionFact("live", NOW - 90, NOW - 1, subscriptions=3, acknowledged=3, share="ws-0"),
+        "ws-0b": ConnectionFact("down", NOW - 70, subscriptions=3, share="ws-0"),
+    }
+    assert board.ready(NOW)
+    assert complaints(board) == [("degraded", "websocket", "ws-0b is down for 70 s")]
+    board.connections["ws-0a"].state = "down"
+    assert not board.ready(NOW)
+    assert board.report(NOW).status == "unhealthy"
+
+
 def test_readiness_needs_every_subscription_acknowledged() -> None:
     """A live connection that misses an acknowledgement is not ready, and says how many are missing."""
     board = healthy_board()

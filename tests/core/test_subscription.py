@@ -139,3 +139,32 @@ def test_a_refusal_that_nobody_asked_for_changes_nothing() -> None:
     assert subscribing.refuse(None) == ()
     assert subscribing.refuse("x") == ()
     assert subscribing.refused == []
+
+
+def test_streams_that_are_dead_are_ended_and_begun_anew() -> None:
+    """Two messages; what was granted stays granted meanwhile, and the conversation is open until both are answered."""
+    subscribing = Subscribing(trades(3))
+    subscribing.next_request()
+    subscribing.acknowledge(1)
+    subscribing.ask_again(trades(2))
+    assert not subscribing.is_settled
+    requests = [subscribing.next_request(), subscribing.next_request(), subscribing.next_request()]
+    assert [json.loads(request.message) for request in requests if request] == [
+        {"method": method, "params": ["s0000usdt@trade", "s0001usdt@trade"], "id": number}
+        for number, method in ((2, "UNSUBSCRIBE"), (3, "SUBSCRIBE"))
+    ]
+    subscribing.acknowledge(2)
+    subscribing.acknowledge(3)
+    assert (subscribing.is_settled, subscribing.acknowledged) == (True, 3)
+
+
+def test_a_refused_end_of_a_stream_gives_nothing_up() -> None:
+    """It is asked for again all the same."""
+    subscribing = Subscribing(trades(1))
+    subscribing.next_request()
+    subscribing.acknowledge(1)
+    subscribing.ask_again(trades(1))
+    subscribing.next_request()
+    assert subscribing.refuse(2) == ()
+    assert subscribing.refused == []
+    assert subscribing.next_request() is not None
