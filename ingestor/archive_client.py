@@ -98,6 +98,7 @@ class ArchiveClient:
         """Return where the checked file is now; None when the archive does not have it (yet)."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / file.name
+        damage: str | None = None
         for attempts_left in reversed(range(DAMAGED_ATTEMPTS)):
             digest = await self._patiently(partial(self._checksum, file))
             if not await self._patiently(partial(self._download, file, path)):

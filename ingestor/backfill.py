@@ -136,7 +136,7 @@ async def _trades_numbered(rest: RestClient, wanted: Wanted) -> Page | None:
 
 
 async def _bars_between(rest: RestClient, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
-    interval = subscription.kind.removeprefix("kline_")
+    interval = interval_of(subscription)
     await rest.klines(subscription.symbol, interval, limit=1, purpose="backfill")  # refuses a symbol it does not have
     settled_ms = await rest.server_time_ms() - _BAR_SETTLES_MS
     return bars_between(interval, start_ms, end_ms, settled_ms)
@@ -212,7 +212,7 @@ class Backfill:
         """Return from when to when (milliseconds, inclusive) the ids are, and the time now."""
         now_ms = await self._rest.server_time_ms()
         if subscription.kind != "trade":
-            interval = subscription.kind.removeprefix("kline_")
+            interval = interval_of(subscription)
             return Times(kline_open_ms(interval, ids.lowest), kline_open_ms(interval, ids.highest), now_ms)
         first, last = [await self._time_of(subscription.symbol, each) for each in (ids.lowest, ids.highest)]
         return Times(first, last, now_ms)
@@ -233,7 +233,11 @@ class HoleWatcher:
     """The watcher that passes holes on to `on_hole`, and nothing else."""
 
     def __init__(self, on_hole: Callable[[str, Hole], None]) -> None:
-        self.hole = on_hole
+        self._on_hole = on_hole
+
+    def hole(self, symbol: str, hole: Hole) -> None:
+        """Pass it on."""
+        self._on_hole(symbol, hole)
 
     def sent(self, subscription: Subscription, event_ms: int) -> None:
         """Ignore it."""
@@ -304,7 +308,7 @@ class _Outlet:
         """Put the records of rows on the line, each beside the bytes it came from."""
         if rows:
             received_us = self._wall_ns() // 1000
-            await self.send(way.subscription, [way.record_of(row, received_us) for row in rows], raws)
+            await self.send(way.subscription, way.records(rows, received_us), raws)
 
     async def send(self, subscription: Subscription, records: list[MarketData], raws: list[bytes]) -> None:
         """Put records on the line."""
@@ -321,25 +325,53 @@ class _Outlet:
         self.watcher.hole(subscription.symbol, hole)
 
 
-class _Rows(NamedTuple):
-    """How rows of one subscription are counted and made into records."""
-
-    subscription: Subscription
-
-    def id_of(self, row: Row) -> int:
-        if isinstance(row, RestTrade):
-            return row.trade_id
-        return kline_ordinal(self.interval, milliseconds(row.open_time))
-
-    def record_of(self, row: Row, received_us: int) -> MarketData:
-        symbol = self.subscription.symbol
-        if isinstance(row, RestTrade):
-            return rest_trade_record(symbol, row, received_us)
-        return rest_kline_record(symbol, self.interval, row, received_us, closed=True)
+class _Rows(Protocol):
+    """How rows of one subscription are counted and made into records; a page at a time, because a file has millions."""
 
     @property
-    def interval(self) -> str:
-        return self.subscription.kind.removeprefix("kline_")
+    def subscription(self) -> Subscription:
+        """Whose rows they are."""
+        ...
+
+    def ids(self, rows: Sequence[Row]) -> list[int]:
+        """Return the id of every row."""
+        ...
+
+    def records(self, rows: Sequence[Row], received_us: int) -> list[MarketData]:
+        """Return the record of every row."""
+        ...
+
+
+class _TradeRows(NamedTuple):
+    subscription: Subscription
+
+    def ids(self, rows: Sequence[RestTrade]) -> list[int]:
+        return [row.trade_id for row in rows]
+
+    def records(self, rows: Sequence[RestTrade], received_us: int) -> list[MarketData]:
+        symbol = self.subscription.symbol
+        return [rest_trade_record(symbol, row, received_us) for row in rows]
+
+
+class _BarRows(NamedTuple):
+    subscription: Subscription
+
+    def ids(self, rows: Sequence[RestKline]) -> list[int]:
+        interval = interval_of(self.subscription)
+        return [kline_ordinal(interval, milliseconds(row.open_time)) for row in rows]
+
+    def records(self, rows: Sequence[RestKline], received_us: int) -> list[MarketData]:
+        symbol, interval = self.subscription.symbol, interval_of(self.subscription)
+        return [rest_kline_record(symbol, interval, row, received_us, closed=True) for row in rows]
+
+
+def interval_of(subscription: Subscription) -> str:
+    """Return the interval of bars, such as `1m`."""
+    return subscription.kind.removeprefix("kline_")
+
+
+def _rows_of(subscription: Subscription) -> _Rows:
+    return cast("_Rows", (_TradeRows if subscription.kind == "trade" else _BarRows)(subscription))
 
 
 class _Turns:
@@ -380,12 +412,12 @@ class _ArchiveLoad:
         self._files = files
         self._run_blocking = run_blocking
         self._outlet = outlet
-        self._rows = _Rows(subscription)
+        self._rows = _rows_of(subscription)
         self._kind: ArchiveKind = "trades" if subscription.kind == "trade" else "klines"
 
     async def run(self, times: Times) -> None:
         """Send what the archive has of these times, file after file."""
-        interval = self._rows.interval
+        interval = interval_of(self._subscription)
         todo = deque(
             files_between(
                 self._subscription.symbol,
@@ -428,18 +460,17 @@ class _ArchiveLoad:
         with closing(read_lines(path)) as chunks:
             while (lines := await self._run_blocking(partial(next, chunks, None))) is not None:
                 rows = cast("list[Row]", parse(self._kind, lines))
-                wanted = self._take([self._rows.id_of(row) for row in rows])
+                wanted = self._take(self._rows.ids(rows))
+                if wanted is not None:
+                    rows, lines = [rows[at] for at in wanted], [lines[at] for at in wanted]
                 await self._outlet.wait_for_room()
-                await self._outlet.deliver(self._rows, [rows[at] for at in wanted], [lines[at] for at in wanted])
+                await self._outlet.deliver(self._rows, rows, lines)
 
-    def _take(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the positions of the ids that are left to send, each once; they are not left from now on."""
-        if not ids:
-            return ()
-        first, last = ids[0], ids[-1]
-        if last - first + 1 == len(ids) and self._left.covers(first, last):
-            self._left.discard(first, last)
-            return range(len(ids))
+    def _take(self, ids: Sequence[int]) -> list[int] | None:
+        """Return the positions of the ids that are left to send, each once, None for all; they are left no longer."""
+        if ids and ids[-1] - ids[0] + 1 == len(ids) and self._left.covers(ids[0], ids[-1]):
+            self._left.discard(ids[0], ids[-1])
+            return None
         positions = []
         for position, number in enumerate(ids):
             if number in self._left:
@@ -455,7 +486,7 @@ class _RestLoad:
         head_reason: HoleReason = "venue_forgot" if subscription.kind == "trade" else "venue_has_none"
         self._pager = Pager(ids, PAGE_ROWS, head_reason)
         self._subscription = subscription
-        self._rows = _Rows(subscription)
+        self._rows = _rows_of(subscription)
         self._rest = rest
         self._outlet = outlet
         self._turns = _Turns()
@@ -494,7 +525,7 @@ class _RestLoad:
             await trio.sleep(delay_s)
             asked = lacking
             rows = await self._fetch(asked)
-            ids = [self._rows.id_of(row) for row in rows]
+            ids = self._rows.ids(rows)
             found += [row for row, number in zip(rows, ids, strict=True) if asked.first <= number <= asked.last]
             absent, lacking = self._pager.settle(asked, ids)
             absences += absent
@@ -510,10 +541,10 @@ class _RestLoad:
                     return await self._rest.historical_trades(
                         symbol, page.first, page.size, purpose="backfill", on_admitted=self._asked
                     )
-                start_ms = kline_open_ms(self._rows.interval, page.first)
+                start_ms = kline_open_ms(interval_of(self._subscription), page.first)
                 return await self._rest.klines(
                     symbol,
-                    self._rows.interval,
+                    interval_of(self._subscription),
                     start_ms=start_ms,
                     limit=page.size,
                     purpose="backfill",

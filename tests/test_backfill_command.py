@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ingestor import loading
 from ingestor.cli import main
-from ingestor.loading import INTERRUPTED, read_request
+from ingestor.loading import INTERRUPTED, Request, read_request
 from ingestor.loading_view import Part, PlainView, RichView, SpanStatus, Status, plan_text, summary_text
 from tests.fakes.past import START_MS, PastVenue, PastWorld, history_of
 
@@ -36,17 +36,25 @@ OPTIONS: dict[str, Any] = {
     "output": None,
     "state": None,
 }
-TIMES = {"start": 5, "end": 9}
+TIMES: dict[str, Any] = {"start": 5, "end": 9}
+
+
+def request_of(*changes: dict[str, Any]) -> Request:
+    """Read what the command line would give, changed."""
+    options = dict(OPTIONS)
+    for change in changes:
+        options.update(change)
+    return read_request(**options)
 
 
 def test_options_become_a_request() -> None:
     """Symbols in upper case and once; klines of a minute unless said otherwise."""
-    request = read_request(**OPTIONS | TIMES)
+    request = request_of(TIMES)
     assert (request.symbols, request.kind) == (("BTCUSDT", "ETHUSDT"), "trade")
     assert (request.start_ms, request.end_ms, request.is_from_archive) == (5, 9, False)
-    assert read_request(**OPTIONS | TIMES | {"stream": "kline"}).kind == "kline_1m"
-    assert read_request(**OPTIONS | TIMES | {"stream": "kline", "interval": "1M", "via": "archive"}).is_from_archive
-    assert read_request(**OPTIONS | {"from_id": 0, "to_id": 7}).last_id == 7
+    assert request_of(TIMES, {"stream": "kline"}).kind == "kline_1m"
+    assert request_of(TIMES, {"stream": "kline", "interval": "1M", "via": "archive"}).is_from_archive
+    assert request_of({"from_id": 0, "to_id": 7}).last_id == 7
 
 
 @pytest.mark.parametrize(
@@ -64,17 +72,17 @@ def test_options_become_a_request() -> None:
 def test_options_that_do_not_fit_are_told(options: dict[str, Any], text: str) -> None:
     """Before anything connects."""
     with pytest.raises(ValueError, match=text):
-        read_request(**OPTIONS | options)
+        request_of(options)
 
 
 def test_the_same_command_finds_its_progress(tmp_path: Path) -> None:
     """The name of the file tells commands apart, unless a file is named."""
     config = PastWorld(PastVenue([]), tmp_path).config
-    request = read_request(**OPTIONS | TIMES)
+    request = request_of(TIMES)
     name = request.state_path(config).name
     assert name.startswith("backfill-BTCUSDT-trade-")
     others = [request._replace(end_ms=8), request._replace(output=tmp_path / "x"), request._replace(kind="kline_1m")]
-    others.append(read_request(**OPTIONS | {"from_id": 5, "to_id": 9}))
+    others.append(request_of({"from_id": 5, "to_id": 9}))
     assert len({name, *(other.state_path(config).name for other in others)}) == 5
     assert request._replace(state=Path("mine")).state_path(config) == Path("mine")
 

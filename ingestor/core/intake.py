@@ -420,14 +420,14 @@ class Intake:
         for message in messages:
             try:
                 combined = decode_message(message)
-                stream = streams[combined.stream]
             except REFUSALS:
                 self._refused(message, received_us, accepted)
-            except KeyError:
+                continue
+            stream = streams.get(combined.stream)
+            if stream is None:
                 accepted.poison.append(_stray(combined, message, received_us))
-            else:
-                if not stream.accept(combined.data, message, received_us, accepted):
-                    accepted.poison.append(_mismatch(combined, message, received_us))
+            elif not stream.accept(combined.data, message, received_us, accepted):
+                accepted.poison.append(_mismatch(combined, message, received_us))
         return accepted.seal()
 
     def begin_buffering(self, symbol: str) -> None:

@@ -163,4 +163,4 @@ class Subscribing:
         return share
 
     def _ask(self, method: Method, shares: Iterable[tuple[Subscription, ...]]) -> None:
-        self._to_send += [(method, share) for share in shares]
+        self._to_send.extend((method, share) for share in shares)

@@ -81,6 +81,7 @@ def test_forgotten_ids_cost_one_request() -> None:
     """The answer to a forgotten id begins at the oldest kept; nobody asks for what lies in between."""
     pager = Pager(Intervals([(1, 500_000_100)]), 1000)
     page = pager.take()
+    assert page is not None
     assert page == Page(1, 1000)
     reading = pager.settle(page, range(437_921_759, 437_922_759))
     assert reading == Reading([Absence(1, 437_921_758, "venue_forgot")], None)

@@ -63,8 +63,7 @@ def test_silences_that_are_usual_are_not_suspected() -> None:
     bench = Bench()
     for _ in range(10):
         bench.trade()
-        seen = [bench.sweep() for _ in range(6)]
-    assert not any(TRADES in each for each in seen)
+        assert not any(TRADES in bench.sweep() for _ in range(6))
     assert bench.usual[TRADES] == 30.0
     seen = [bench.sweep() for _ in range(12)]
     assert not any(TRADES in each for each in seen)

@@ -27,6 +27,7 @@ SHARD_RECORDS_PER_S = 1_000  # facts/aws.md §1.1
 SHARD_BYTES_PER_S = 1_000_000
 PUT_RECORDS = "Kinesis_20131202.PutRecords"
 LIST_SHARDS = "Kinesis_20131202.ListShards"
+LATEST_CHANCE = 3
 NOT_FORWARDED = frozenset({"host", "content-length", "connection", "transfer-encoding", "accept-encoding"})
 
 Json: TypeAlias = dict[str, Any]
@@ -215,6 +216,7 @@ class FaultProxy:
         self.url = ""
         self._engine = httpx.AsyncClient(base_url=engine_url, timeout=30, trust_env=False)
         self._random = Random(seed)
+        self._chances: dict[Outcome, int] = {}
         self._shards: dict[str, list[ShardRange]] = {}
         self._limits: dict[tuple[str, float], ShardLimit] = {}
         self._listening = trio.CancelScope()
@@ -308,7 +310,7 @@ class FaultProxy:
         raise CutConnectionError
 
     async def _put_records(self, headers: Mapping[str, str], call: Json, keys: Sequence[tuple[str, bytes]]) -> Answer:
-        if self._random.random() < self.faults.refused_calls:
+        if self._happens("refused", self.faults.refused_calls):
             refusal = self._random.choice(self.faults.refusals)
             self.journal.append(JournalEntry(trio.current_time(), "refused", code=refusal.code))
             return Answer(
@@ -324,7 +326,7 @@ class FaultProxy:
             PutEntryFate(route, digest, answer.get("ErrorCode"))
             for (route, digest), answer in zip(keys, answers, strict=True)
         )
-        if self._random.random() < self.faults.cut_calls:
+        if self._happens("cut", self.faults.cut_calls):
             self.journal.append(JournalEntry(trio.current_time(), "cut", fates))
             raise CutConnectionError
         self.journal.append(JournalEntry(trio.current_time(), "answered", fates))
@@ -332,6 +334,13 @@ class FaultProxy:
         self._watch_reshard(call, answers)
         failed = sum("ErrorCode" in answer for answer in answers)
         return Answer(200, json.dumps({"FailedRecordCount": failed, "Records": answers}).encode())
+
+    def _happens(self, what: Outcome, share: float) -> bool:
+        """Draw; what has not happened yet happens at the third chance at the latest, so that a short test meets it."""
+        if not share or self.calls(what):
+            return self._random.random() < share
+        self._chances[what] = self._chances.get(what, 0) + 1
+        return self._chances[what] >= LATEST_CHANCE or self._random.random() < share
 
     async def _errors(self, headers: Mapping[str, str], call: Json) -> list[Json | None]:
         """Per entry the failure that Kinesis would answer, or None for those that go to the engine."""

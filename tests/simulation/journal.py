@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from ingestor.core.claims import Intervals, claim_of
+from ingestor.core.claims import COVERED_LIMIT, Intervals, claim_of
 from ingestor.core.kpl import disaggregate
 from ingestor.core.resume import beat_from_avro
 from ingestor.serializer import Serializer, decode_heartbeat
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ingestor.aws import StoredRecord
+    from ingestor.core.claims import Entry
     from ingestor.core.model import Claim, EntryFailure, MarketData, PutEntry, Subscription
     from ingestor.core.resume import Beat
 
@@ -36,8 +37,9 @@ class Journal:
         self.stored: list[Stored] = []
         self.beats: list[tuple[int, Beat]] = []
         self.acknowledged: dict[Subscription, Intervals] = {}
-        self.by_life: dict[int, dict[Subscription, Intervals]] = {}
         self.origins: dict[Subscription, int] = {}
+        self._claimed: dict[tuple[Subscription, int], Intervals] = {}  # by generation
+        self._claimed_before: dict[int, dict[tuple[Subscription, int], Intervals]] = {}  # by life
         self._claims: dict[bytes, list[Claim]] = {}
         self._decode = Serializer().decode
         self._digest = blake2b(digest_size=8)
@@ -48,6 +50,10 @@ class Journal:
     def digest(self) -> str:
         """Name all that was stored, and when, to the last byte."""
         return self._digest.hexdigest()
+
+    def begin_life(self, life: int) -> None:
+        """Note what is claimed when a life begins: it inherits all of that."""
+        self._claimed_before[life] = {key: covered.copy() for key, covered in self._claimed.items()}
 
     def take_record(self, shard: int, entry: StoredRecord, life: int) -> None:
         """Note what the data stream has stored."""
@@ -60,6 +66,8 @@ class Journal:
             if claim is not None:
                 claims.append(claim)
                 self._check_origin(claim)
+                if record.source == "rest":
+                    self._check_need(claim, life)
 
     def take_answer(self, entries: Sequence[PutEntry], answer: Sequence[EntryFailure | None]) -> None:
         """Note what a life was told of its entries."""
@@ -80,11 +88,28 @@ class Journal:
             ahead.subtract(self.acknowledged.get(subscription, Intervals()))
             if ahead:
                 self._complain(f"life {life} claims {ahead} of {subscription.stream_name}, never acknowledged")
+            self._check_inheritance(life, subscription, claimed)
+
+    def _check_inheritance(self, life: int, subscription: Subscription, entry: Entry) -> None:
+        """Once its search is over, a life claims all that was claimed before it, as long as a beat can carry that."""
+        key = subscription, entry.generation
+        self._claimed.setdefault(key, Intervals()).update(entry.covered)
+        lost = self._claimed_before[life].get(key, Intervals()).copy()
+        lost.subtract(entry.covered)
+        if lost and entry.settled and len(entry.covered) < COVERED_LIMIT:
+            self._complain(f"life {life} has forgotten {lost} of {subscription.stream_name}")
 
     def _check_origin(self, claim: Claim) -> None:
         origin = self.origins.get(claim.subscription)
         if (origin is None or claim.last < origin) and not self._is_origin_excused():
             self._complain(f"{claim} is stored before its origin {origin} is written")
+
+    def _check_need(self, claim: Claim, life: int) -> None:
+        """Fetch nothing again that was claimed before this life began, as long as a beat can carry that."""
+        for (subscription, _), claimed in self._claimed_before[life].items():
+            is_known = subscription == claim.subscription and claimed.covers(claim.first, claim.last)
+            if is_known and len(claimed) < COVERED_LIMIT:
+                self._complain(f"life {life} has fetched {claim} again")
 
     def _complain(self, text: str) -> None:
         self.problems.append(f"{self._now():.3f} s: {text}")

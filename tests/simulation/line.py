@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 GRACE_S: Final = 25.0
 CALL_TIMEOUT_S: Final = 9.0  # connect and read
-PATIENCE_S: Final = 240.0  # for everything to be made good, once all is calm
 LOOK_EVERY_S: Final = 1.0
 TICK_S: Final = 0.2  # of the venue, and of the look at what waits for another feed: waking up is what a run costs most
 BATCH_BYTES: Final = 120_000  # one batch, a page of repair, may stand above a limit
@@ -175,7 +174,7 @@ class Simulation:
     async def run(self) -> None:
         """Play the plan to its end, then wait until all is good, then stop."""
         plan = self.plan
-        with trio.move_on_after(plan.duration_s + PATIENCE_S + 2 * GRACE_S) as limit:
+        with trio.move_on_after(plan.duration_s + plan.patience_s + 2 * GRACE_S) as limit:
             async with self.world.alive(), trio.open_nursery() as lives:
                 current = self._begin(lives)
                 lives.start_soon(self._restart_ids)
@@ -211,6 +210,7 @@ class Simulation:
     def _begin(self, lives: trio.Nursery) -> Running:
         running = Running(self.world.next_life())
         self.lives.append(running)
+        self.journal.begin_life(running.life.number)
         lives.start_soon(self._live, running)
         return running
 
@@ -254,7 +254,7 @@ class Simulation:
                     self.problems.append(f"a channel holds {batches} batches, {size_bytes} bytes")
 
     async def _wait_until_good(self, running: Running) -> None:
-        with trio.move_on_after(PATIENCE_S):
+        with trio.move_on_after(self.plan.patience_s):
             while not self._is_good(running):  # noqa: ASYNC110 - seen from outside
                 await trio.sleep(LOOK_EVERY_S)
             return

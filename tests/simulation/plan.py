@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -36,8 +36,8 @@ class Trouble(Struct, frozen=True):
     """One stream of Kinesis from `at_s` on for `for_s`; `share` of the entries or calls meet it.
 
     `down`: calls fail at once. `late`: they take up to 5 s. `lost_answers`: they are stored, then fail. `timeouts`:
-    they fail after 9 s, half of them stored. `throttled`: entries are refused one by one. `call_throttled`: whole calls are.
-    `denied`: a mistake of configuration. `odd`: entries are refused with a code that nobody knows.
+    they fail after 9 s, half of them stored. `throttled`: entries are refused one by one. `call_throttled`: whole calls
+    are. `denied`: a mistake of configuration. `odd`: entries are refused with a code that nobody knows.
     """
 
     at_s: float
@@ -95,6 +95,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     channel_bytes: int = 1 << 20
     channel_batches: int = 256
     flush_interval_s: float = 1.0
+    patience_s: float = 240.0  # for everything to be made good, once all is calm
 
     @property
     def calm_s(self) -> float:
@@ -108,6 +109,12 @@ class Plan(Struct, frozen=True, kw_only=True):
         return bool(self.turns or self.id_restarts) or any(
             each.what in doubts for each in self.troubles if each.place == "data"
         )
+
+
+def calm(duration_s: float, **happens: Any) -> Plan:
+    """Make a plan in which nothing happens but what is given."""
+    nothing: dict[str, Any] = {"venue": [], "troubles": [], "unreadable": [], "turns": [], "id_restarts": []}
+    return Plan(**{"seed": 0, "duration_s": duration_s} | nothing | happens)
 
 
 def draw(seed: int, minutes: float = 5.0) -> Plan:

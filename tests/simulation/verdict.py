@@ -176,7 +176,7 @@ def _disordered_repairs(simulation: Simulation) -> Iterator[str]:
 
 
 def _undeserved_holes(simulation: Simulation) -> Iterator[str]:
-    """Find holes without need: the venue forgets nothing here, so only what Kinesis refused and lost diffs are declared."""
+    """Find holes without need: the venue forgets nothing here, so only lost diffs and what Kinesis refused have one."""
     may_poison = any(trouble.what == "odd" for trouble in simulation.plan.troubles)
     for each in simulation.journal.stored:
         hole = each.record.hole
