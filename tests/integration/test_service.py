@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import yaml
 
+from ingestor.core.model import Subscription
 from ingestor.local.faults import Disconnect, Refuse
+from ingestor.local.proof import prove
 from tests.fakes.fault_proxy import Faults, open_fault_proxy
 from tests.integration.engines import CREDENTIALS, client_of, create_stream, free_port, stream_name_of
 from tests.integration.service import (
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from ingestor.local.faults import Fault
     from ingestor.local.proof import ProofRow
+    from ingestor.local.venue import Venue
 
 pytestmark = pytest.mark.integration
 
@@ -111,6 +116,59 @@ async def test_a_killed_task_is_replaced_without_a_hole(
                 assert await second.stop() == 0, second.log()
         rows, _ = await prove_from(moto_url, stream, produced)
     assert_proven(rows)
+
+
+KILLS_S = (0.3, 1.9, 4.4, 2.7, 3.6)  # after a life has opened its first connection; the first one is at once
+
+
+async def test_five_kills_lost_disks_resets_and_throttling_leave_no_undeclared_hole(
+    engine_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """SIGKILL five times, each life on an empty disk, connections cut all the time, a fifth of the entries throttled.
+
+    Whatever came after the first record that is in the stream is there or declared: `ingestor audit` says so itself.
+    """
+    stream = stream_name_of(request.node.name)
+    await create_streams(engine_url, stream)
+    venue = new_venue([Disconnect(at_s) for at_s in range(4, 120, 4)])
+    with trio.fail_after(2 * DEADLINE_S):
+        async with open_fault_proxy(engine_url, faults=Faults(throttled_entries=0.2), seed=3) as proxy:
+            async with open_venue(venue) as urls:
+                for life, kill_after_s in enumerate(KILLS_S):
+                    folder = tmp_path / f"life-{life}"
+                    folder.mkdir()
+                    async with run_service(configuration(urls, proxy.url, stream, folder), folder) as service:
+                        await wait_connected(venue)
+                        await trio.sleep(kill_after_s)
+                        await service.kill()
+                settings = configuration(urls, proxy.url, stream, tmp_path)
+                async with run_service(settings, tmp_path) as service:
+                    await service.wait_ready()
+                    await trio.sleep(3)
+                    produced = produced_by(venue)
+                    await service.wait_covered(produced)
+                    assert await service.stop() == 0, service.log()
+            assert proxy.seen("ProvisionedThroughputExceededException") > 0
+        _, report = await prove_from(engine_url, stream, produced)
+        assert await run_audit(configuration(urls, engine_url, stream, tmp_path), tmp_path) == 0
+    begun = [each for each in report.streams if each.delivered]  # no bar may have closed yet
+    first_ids = {Subscription(each.symbol, each.kind): each.delivered[0].first for each in begun}
+    owed = {name: ids.within(first_ids[name], ids.highest) for name, ids in produced.items() if name in first_ids}
+    assert_proven(prove(owed, report))
+    assert [each.unseeded for each in report.streams] == [[] for _ in report.streams]
+
+
+async def wait_connected(venue: Venue) -> None:
+    """Wait until a service has a connection again."""
+    while not venue.connections:  # noqa: ASYNC110 - a venue does not tell
+        await trio.sleep(0.01)
+
+
+async def run_audit(settings: dict[str, Any], folder: Path) -> int:
+    """Return the exit code of `ingestor audit`."""
+    (folder / "audit.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "ingestor", "audit", "--config", str(folder / "audit.yaml")]
+    return (await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)).returncode
 
 
 async def test_a_missing_stream_makes_it_not_ready_until_somebody_makes_it(
