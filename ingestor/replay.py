@@ -137,7 +137,7 @@ def plain_line(stored: StoredLetter, *, is_replayed: bool) -> str:
     ids = "" if letter.claim is None else f"  {letter.claim.kind} {letter.claim.first}-{letter.claim.last}"
     state = "replayed" if is_replayed else "waiting"
     return (
-        f"{stored.id}  {_clock(letter.written_ms)}  {state:<8}  {letter.reason:<20}  {letter.symbol or '-':<12}"
+        f"{stored.id}  {_clock(letter.written_ms)}  {state:<8}  {letter.reason:<20}  {_plain(letter.symbol or '-'):<12}"
         f"  {len(stored.raw):>8} bytes{ids}  {_plain(letter.detail)}"
     )
 

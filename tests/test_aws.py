@@ -411,3 +411,23 @@ async def test_a_queue_is_described_at_the_place_its_address_names(monkeypatch: 
     assert queue == QueueSummary("arn:aws:sqs:us-east-1:1:letters", 1_209_600)
     with pytest.raises(ConfigError, match=r"kinesis\.region"):
         make_sqs_client(url, "-", Timeouts())
+
+
+async def test_messages_of_a_queue_are_answered_by_position(client: KinesisClient) -> None:
+    """What SQS refuses of a call that it answers is aligned with what was sent."""
+    queue_url = "http://127.0.0.1:1/123456789012/letters"
+    sqs = make_sqs_client(queue_url, "eu-west-1", Timeouts())
+    queue = QueueClient(AwsApi(lambda: sqs, inline))
+    entries = [{"Id": "0", "MessageBody": "a"}, {"Id": "1", "MessageBody": "b"}]
+    done = {"Id": "0", "MessageId": "m", "MD5OfMessageBody": "0cc175b9c0f1b6a831c399e269772661"}
+    failed = {"Id": "1", "SenderFault": True, "Code": "InvalidMessageContents", "Message": "no"}
+    with Stubber(sqs) as stubber:
+        stubber.add_response(
+            "send_message_batch",
+            {"Successful": [done], "Failed": [failed]},
+            {"QueueUrl": queue_url, "Entries": entries},
+        )
+        assert await queue.send(queue_url, ["a", "b"]) == [None, EntryFailure("InvalidMessageContents", "no")]
+        stubber.add_client_error("send_message_batch", "AccessDenied", "no", 403)
+        with pytest.raises(SinkError, match="AccessDenied"):
+            await queue.send(queue_url, ["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -223,3 +224,23 @@ sys.exit(", ".join(name for name in {heavy!r} if name in sys.modules) or 0)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("no answer from port 1: ")
+
+
+def test_dead_letters_are_listed_shown_and_replayed(tmp_path: Path) -> None:
+    """Through every command, on a letter that no code understands."""
+    line = (
+        b'{"reason":"invalid_json","detail":"?","first_seen_ms":1,"written_ms":2,"version":"1","raw_base64":"ew=="}\n'
+    )
+    (tmp_path / "1.jsonl").write_bytes(line)
+    environ = {"INGESTOR__DEAD_LETTER__DIRECTORY": str(tmp_path)}
+    listed = invoke("dead-letter", "list", "--config", "local", "--json", **environ)
+    letter_id = json.loads(listed.stdout)["id"]
+    assert invoke("dead-letter", "list", "--config", "local", "--reason", "gave_up", **environ).stdout == ""
+    assert invoke("dead-letter", "show", "--config", "local", "--raw", letter_id, **environ).stdout == "{"
+    unknown = invoke("dead-letter", "show", "--config", "local", "zz", **environ)
+    assert (unknown.exit_code, unknown.stderr) == (1, "error: no letters begin with zz\n")
+    refused = invoke("dead-letter", "replay", "--config", "local", "--dry-run", "--symbol", "X", **environ)
+    assert (refused.exit_code, refused.stdout) == (0, "0 to send, 0 sent before, 0 refused\n")
+    refused = invoke("dead-letter", "replay", "--config", "local", "--dry-run", letter_id[:4], **environ)
+    assert refused.exit_code == 1
+    assert "refused: it still is no message that we know" in refused.stdout
