@@ -112,3 +112,7 @@ class FanIn:
         if accepted.batch is not None:
             age_s = trio.current_time() - accepted.batch.received_s
             self._metrics.latency.observe("decoded", age_s, len(accepted.batch.records))
+            newest = accepted.batch.records[-1]  # one look a batch: the lag is the venue's and the network's, not ours
+            if newest.event_type != "hole":
+                lag_s = newest.received_at / 1e6 - newest.timestamp / 1e3
+                self._metrics.venue_lag.observe(newest.event_type, lag_s)

@@ -34,6 +34,7 @@ async def test_everything_the_venue_sent_is_delivered_once(autojump_clock: MockC
     """Trades, diffs and bars of a quiet minute: nothing missing, nothing twice, order kept, snapshot included."""
     world = MemoryWorld(["BTCUSDT", "ETHUSDT"])
     line = await run_for(65, config_for(world, tmp_path), world)
+    assert line.service.metrics.venue_lag.quantiles("trade")["p50"] is not None
     report = world.audit()
     assert report.is_complete
     assert {each.kind for each in report.streams} == {"trade", "depth", "kline_1m"}
