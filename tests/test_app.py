@@ -76,6 +76,27 @@ async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: 
     assert all(row.missing <= 1 for row in prove(produced, report))  # at most the trade that came with the stop
 
 
+async def test_a_deploy_leaves_no_hole_and_fetches_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The new task runs beside the old one, which is then asked to stop: nothing missing, declared or fetched."""
+    world = MemoryWorld(["BTCUSDT", "ETHUSDT"])
+    config = config_for(world, tmp_path, resume=True)
+    stops = trio.Event(), trio.Event()
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(run_line, config, world, stops[0])
+        await trio.sleep(30)
+        nursery.start_soon(run_line, config, world, stops[1])
+        await trio.sleep(20)
+        stops[0].set()
+        await trio.sleep(70)
+        stops[1].set()
+    report = world.audit()
+    assert report.is_complete
+    assert [(each.kind, each.declared) for each in report.streams if each.declared] == []
+    assert [len(each.delivered) for each in report.streams] == [1] * len(report.streams)
+    assert sum(each.duplicates for each in report.streams) > 0  # while both ran, and recognisable
+    assert [request for request in world.rest_requests if "historicalTrades" in request or "klines" in request] == []
+
+
 async def test_ids_that_begin_again_between_two_tasks_are_declared(autojump_clock: MockClock, tmp_path: Path) -> None:
     """A wiped testnet is a new generation: declared from zero to the first live id, never a million duplicates."""
     market = Market(["BTCUSDT"], start_ms=START_MS, orders_per_s=2.0)
