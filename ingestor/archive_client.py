@@ -1,8 +1,8 @@
 """Files of the venue's public archive: downloaded, checked, and read line by line.
 
 A download that was cut off goes on where it stopped. Nothing is read of a file before all of it was checked: against
-the CHECKSUM beside it, and against the checksums inside of the zip. A damaged one is fetched anew a few times and then
-refused. Memory is constant, whatever the size of a file.
+the CHECKSUM beside it or, where there is none, against the checksums inside of the zip. A damaged one is fetched anew a
+few times and then refused. Memory is constant, whatever the size of a file.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def find_damage(path: Path, digest: str | None) -> str | None:
             return f"SHA-256 is {found} and should be {digest}"
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            broken = archive.testzip() if digest is None else None  # SHA-256 said that every byte is the venue's
             members = len(archive.namelist())
     except _BROKEN_ZIP as error:
         return f"not a whole zip: {error}"
@@ -169,9 +169,15 @@ def find_damage(path: Path, digest: str | None) -> str | None:
 
 
 def read_lines(path: Path) -> Generator[list[bytes]]:
-    """Give the lines of the CSV in a checked zip, some hundred at a time. Blocks at every step."""
-    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as table:
-        yield from lines_of(iter(partial(table.read, _READ_BYTES), b""))
+    """Give the lines of the CSV in a checked zip, some hundred at a time. Blocks at every step.
+
+    Raises `DamagedFileError` where the zip contradicts itself although its checksum was right.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as table:
+            yield from lines_of(iter(partial(table.read, _READ_BYTES), b""))
+    except _BROKEN_ZIP as error:
+        raise DamagedFileError(f"{path.name}: not a whole zip: {error}") from error
 
 
 def _size_of(path: Path) -> int:

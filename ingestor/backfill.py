@@ -22,7 +22,7 @@ import trio
 from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, read_lines
 from ingestor.config import moment
 from ingestor.core.archive import BadRowError, files_between, parse
-from ingestor.core.binance import RestKline, RestTrade, milliseconds, rest_kline_record, rest_trade_record
+from ingestor.core.binance import RestKline, TradeRow, milliseconds, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
 from ingestor.core.errors import IngestorError
 from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
@@ -51,7 +51,7 @@ _FRUITLESS_DELAYS_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # the venue's dat
 _LOOKUP_ROWS: Final = 100  # enough to see past rows that the venue declared invalid
 
 
-Row: TypeAlias = RestTrade | RestKline
+Row: TypeAlias = TradeRow | RestKline
 
 
 class BackfillError(IngestorError):
@@ -345,10 +345,10 @@ class _Rows(Protocol):
 class _TradeRows(NamedTuple):
     subscription: Subscription
 
-    def ids(self, rows: Sequence[RestTrade]) -> list[int]:
+    def ids(self, rows: Sequence[TradeRow]) -> list[int]:
         return [row.trade_id for row in rows]
 
-    def records(self, rows: Sequence[RestTrade], received_us: int) -> list[MarketData]:
+    def records(self, rows: Sequence[TradeRow], received_us: int) -> list[MarketData]:
         symbol = self.subscription.symbol
         return [rest_trade_record(symbol, row, received_us) for row in rows]
 
@@ -459,7 +459,7 @@ class _ArchiveLoad:
     async def _read(self, path: Path) -> None:
         with closing(read_lines(path)) as chunks:
             while (lines := await self._run_blocking(partial(next, chunks, None))) is not None:
-                rows = cast("list[Row]", parse(self._kind, lines))
+                rows = parse(self._kind, lines)
                 wanted = self._take(self._rows.ids(rows))
                 if wanted is not None:
                     rows, lines = [rows[at] for at in wanted], [lines[at] for at in wanted]

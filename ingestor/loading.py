@@ -8,6 +8,7 @@ put, which is less than a page.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import signal
 from collections import deque
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ingestor.loading_view import View
     from ingestor.world import World
 
+GC_THRESHOLDS: Final = (100_000, 50, 1_000)
 CHANNEL_BATCHES: Final = 16
 LOOK_EVERY_S: Final = 0.5
 PACE_OVER_S: Final = 30.0
@@ -125,6 +127,12 @@ def read_request(
     return Request(names, kind, start, end, from_id, to_id, output, state, is_from_archive=via == "archive")
 
 
+def collect_rarely() -> None:
+    """Have the garbage collector look seldom: nothing that travels is in a cycle, so it would only cost (as in app)."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 def run_command(request: Request, config: Config, *, plain: bool, dry_run: bool, out: TextIO) -> int:
     """Run the command until it is done or a signal comes; return its exit code: 0 complete, 1 failed, 130 ended.
 
@@ -132,6 +140,7 @@ def run_command(request: Request, config: Config, *, plain: bool, dry_run: bool,
     """
     console = Console(stderr=True)
     logs.set_up("warning", "console")
+    collect_rarely()
     view: View = PlainView(partial(click.echo, err=True)) if plain or not console.is_terminal else RichView(console)
     code = FAILED
     try:

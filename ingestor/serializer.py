@@ -21,7 +21,7 @@ import trio
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from ingestor.core.avro import TABLE_LIMIT, compile_encoder, read_shape
-from ingestor.core.claims import claim_of
+from ingestor.core.claims import claim_of, subscription_of
 from ingestor.core.errors import DecodeError, EncodeError
 from ingestor.core.model import (
     Claim,
@@ -166,7 +166,12 @@ class Serializer:
                 letters.append(letter)
                 encoded += hole
                 continue
-            encoded.append(EncodedRecord(key_of(record), data, claim_of(record)))
+            trade = record.trade
+            if trade is None:
+                claim = claim_of(record)
+            else:  # `claim_of` spelled out for the most frequent kind: a tenth of the time of this loop
+                claim = Claim(subscription_of(record.symbol, "trade"), trade.trade_id, trade.trade_id)
+            encoded.append(EncodedRecord(key_of(record), data, claim))
         size_bytes = sum([len(record.data) + RECORD_OVERHEAD_BYTES for record in encoded])
         return EncodedBatch(encoded, batch.received_s, size_bytes), letters
 

@@ -193,6 +193,18 @@ def test_damage_has_a_name(tmp_path: Path) -> None:
     assert find_damage(path, None) == "a.csv is broken in it"
 
 
+def test_a_zip_that_contradicts_itself_is_damaged_where_it_does(tmp_path: Path) -> None:
+    """Published broken, with a checksum of the broken file: what was read before stays, the rest is refused."""
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        archive.writestr("a.csv", "1,2,3\n")
+    path = tmp_path / "x.zip"
+    path.write_bytes(stored.getvalue().replace(b"1,2,3", b"1,2,4"))
+    assert find_damage(path, hashlib.sha256(path.read_bytes()).hexdigest()) is None
+    with pytest.raises(DamagedFileError, match=r"x.zip: not a whole zip: Bad CRC-32"):
+        list(read_lines(path))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real archive files are not beside this repository")
 def test_real_files_are_whole_and_the_damaged_one_is_not() -> None:
     """The venue's own zips with their CHECKSUM files, and one that somebody stored a byte short."""

@@ -9,22 +9,48 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from ingestor.core.binance import RestAggTrade, RestKline, RestTrade
+import msgspec
+from msgspec import Struct
+
+from ingestor.core.binance import REFUSALS, Natural, NaturalOrNone, RestKline
 from ingestor.core.errors import IngestorError
+from ingestor.core.model import DecimalText  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 ArchiveKind: TypeAlias = Literal["trades", "aggTrades", "klines"]
-Row: TypeAlias = RestTrade | RestAggTrade | RestKline
 
 _DAY = timedelta(days=1)
 
 
 class BadRowError(IngestorError):
     """A line that is none of the file's kind."""
+
+
+class ArchiveTrade(Struct, frozen=True, gc=False, array_like=True):
+    """A line of a trades file, by position; `time` in milliseconds or microseconds."""
+
+    trade_id: Natural
+    price: DecimalText
+    quantity: DecimalText
+    quote_quantity: DecimalText
+    time: Natural
+    buyer_is_maker: bool
+
+
+class ArchiveAggTrade(Struct, frozen=True, gc=False, array_like=True):
+    """A line of an aggTrades file, by position."""
+
+    aggregate_id: Natural
+    price: DecimalText
+    quantity: DecimalText
+    first_trade_id: NaturalOrNone
+    last_trade_id: NaturalOrNone
+    time: Natural
+    buyer_is_maker: bool
 
 
 class ArchiveFile(NamedTuple):
@@ -89,37 +115,37 @@ def lines_of(chunks: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield lines
 
 
-def parse(kind: ArchiveKind, lines: Sequence[bytes]) -> list[Row]:
-    """Make rows of the lines of a file; raises `BadRowError` naming the first line that is none of `kind`."""
-    read = _READERS[kind]
-    row = b""
+def parse(kind: ArchiveKind, lines: Sequence[bytes]) -> list[Any]:
+    """Make rows of the lines of a file: `ArchiveTrade`, `ArchiveAggTrade` or `RestKline`.
+
+    Raises `BadRowError` naming the first line that is none of `kind`.
+    """
+    decode = _DECODERS[kind].decode
     try:
-        return [read(row.decode("ascii").split(",")) for row in lines]
-    except (ValueError, IndexError, KeyError) as error:
-        raise BadRowError(f"{row[:120]!r} is no row of {kind}: {error!r}") from error
+        return decode(_as_json(lines))
+    except REFUSALS as error:
+        raise BadRowError(f"{_first_bad(decode, lines)[:120]!r} is no row of {kind}: {error}") from error
 
 
-def _trade(columns: list[str]) -> RestTrade:
-    return RestTrade(int(columns[0]), columns[1], columns[2], int(columns[4]), _BOOLEANS[columns[5]])
+def _as_json(lines: Sequence[bytes]) -> bytes:
+    """Quote every column: one typed decode in C then reads them all, several times faster than `split` and `int`."""
+    columns = b"\n".join(lines).replace(b",", b'","')
+    return b'[["' + columns.replace(b"\n", b'"],["') + b'"]]' if lines else b"[]"
 
 
-def _aggregate_trade(columns: list[str]) -> RestAggTrade:
-    number, price, quantity, first, last, time, is_maker = columns[:7]
-    return RestAggTrade(int(number), price, quantity, int(first), int(last), int(time), _BOOLEANS[is_maker])
+def _first_bad(decode: Callable[[bytes], object], lines: Sequence[bytes]) -> bytes:
+    for line in lines:
+        try:
+            decode(_as_json([line]))
+        except REFUSALS:
+            return line
+    return b""  # only together are they bad: a quote in one that another closes
 
 
-def _kline(columns: list[str]) -> RestKline:
-    start, opened, high, low, close, volume, end, quote, count, taker, taker_quote = columns[:11]
-    return RestKline(
-        int(start), opened, high, low, close, volume, int(end), quote, int(count), taker, taker_quote
-    )  # fmt: skip
-
-
-_BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
-_READERS: dict[ArchiveKind, Callable[[list[str]], Row]] = {
-    "trades": _trade,
-    "aggTrades": _aggregate_trade,
-    "klines": _kline,
+_DECODERS: dict[ArchiveKind, msgspec.json.Decoder[list[Any]]] = {
+    "trades": msgspec.json.Decoder(list[ArchiveTrade], strict=False),
+    "aggTrades": msgspec.json.Decoder(list[ArchiveAggTrade], strict=False),
+    "klines": msgspec.json.Decoder(list[RestKline], strict=False),
 }
 
 

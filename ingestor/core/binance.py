@@ -7,7 +7,7 @@ those of facts/binance.md §3, §4, §7; fields we do not use, and fields that w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -462,20 +462,50 @@ def snapshot_record(
     )
 
 
-def rest_trade_record(symbol: str, row: RestTrade, received_us: int) -> MarketData:
+class TradeRow(Protocol):
+    """What a fetched trade says, wherever it was fetched from."""
+
+    @property
+    def trade_id(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def price(self) -> DecimalText:
+        """What was paid for one."""
+        ...
+
+    @property
+    def quantity(self) -> DecimalText:
+        """How many."""
+        ...
+
+    @property
+    def time(self) -> int:
+        """When, in either of the venue's units."""
+        ...
+
+    @property
+    def buyer_is_maker(self) -> bool:
+        """Whether the seller came later."""
+        ...
+
+
+def rest_trade_record(symbol: str, row: TradeRow, received_us: int) -> MarketData:
     """Make the record of a trade that was fetched; equal to the live one but for its source and times of receipt."""
+    trade_id = row.trade_id
     return MarketData(
-        symbol=symbol,
-        timestamp=milliseconds(row.time),
-        price=row.price,
-        volume=row.quantity,
-        bid_price=None,
-        ask_price=None,
-        source="rest",
-        event_type="trade",
-        sequence=row.trade_id,
-        received_at=received_us,
-        trade=Trade(row.trade_id, row.buyer_is_maker),
+        symbol,
+        milliseconds(row.time),
+        row.price,
+        row.quantity,
+        None,
+        None,
+        "rest",
+        "trade",
+        trade_id,
+        received_us,
+        Trade(trade_id, row.buyer_is_maker),
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import encode, line, receive
+from tests.benchmarks import backfill, encode, line, receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,11 @@ def measure_line() -> dict[str, Any]:
 def measure_memory() -> dict[str, Any]:
     """Measure part (c), memory: a million messages through one process."""
     return {"ours, aggregated": line.measure("aggregated", MILLION)}
+
+
+def measure_backfill() -> dict[str, Any]:
+    """Measure part (d)."""
+    return backfill.measure()
 
 
 def show_receive(results: dict[str, Any]) -> Table:
@@ -109,11 +114,25 @@ def show_memory(results: dict[str, Any]) -> Table:
     return table
 
 
+def show_backfill(results: dict[str, Any]) -> Table:
+    """Lay out part (d)."""
+    ours = results[backfill.OURS]
+    table = Table(
+        "archive trades, zip to encoded", "CPU µs / row", "rows / s", "CPU against ours", "MB, quarter and end"
+    )
+    for way, measured in results.items():
+        memory = f"{measured['rss_mb_quarter']:.0f}, {measured['rss_mb_end']:.0f}" if way == backfill.OURS else ""
+        ratio = measured["cpu_us"] / ours["cpu_us"]
+        table.add_row(way, f"{measured['cpu_us']:.2f}", f"{measured['per_s']:,.0f}", f"{ratio:.1f} x", memory)
+    return table
+
+
 PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
     "receive": (measure_receive, show_receive),
     "encode": (measure_encode, show_encode),
     "line": (measure_line, show_line),
     "memory": (measure_memory, show_memory),
+    "backfill": (measure_backfill, show_backfill),
 }
 
 

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.core.archive import ArchiveFile, BadRowError, files_between, lines_of, parse
-from ingestor.core.binance import RestAggTrade, RestKline, RestTrade
+from ingestor.core.archive import (
+    ArchiveAggTrade,
+    ArchiveFile,
+    ArchiveTrade,
+    BadRowError,
+    files_between,
+    lines_of,
+    parse,
+)
+from ingestor.core.binance import RestKline
 
 DAY_MS = 86_400_000
 FAR_MS = 10**13
@@ -92,11 +100,13 @@ def test_a_header_line_is_left_out() -> None:
 
 def test_rows_are_those_of_rest() -> None:
     """Every column in its place, in milliseconds and in microseconds."""
-    assert parse("trades", [b"7,1.50000000,2.00000000,3.0,1700000000000,True,True"]) == [
-        RestTrade(7, "1.50000000", "2.00000000", 1_700_000_000_000, buyer_is_maker=True)
+    lines = [b"7,1.50000000,2.00000000,3.0,1700000000000,True,True", b"8,1.5,2.0,3.0,1740000000000001,False,True"]
+    assert parse("trades", lines) == [
+        ArchiveTrade(7, "1.50000000", "2.00000000", "3.0", 1_700_000_000_000, buyer_is_maker=True),
+        ArchiveTrade(8, "1.5", "2.0", "3.0", 1_740_000_000_000_001, buyer_is_maker=False),
     ]
     assert parse("aggTrades", [b"9,1.5,2.0,7,8,1740000000000001,false,true"]) == [
-        RestAggTrade(9, "1.5", "2.0", 7, 8, 1_740_000_000_000_001, buyer_is_maker=False)
+        ArchiveAggTrade(9, "1.5", "2.0", 7, 8, 1_740_000_000_000_001, buyer_is_maker=False)
     ]
     line = b"1577836800000,1.1,1.4,1.0,1.3,50.5,1577836859999,60.5,7,20.2,24.4,0"
     assert parse("klines", [line]) == [
@@ -112,5 +122,13 @@ def test_rows_are_those_of_rest() -> None:
 def test_a_line_of_something_else_is_refused(line: bytes) -> None:
     """The error shows the line."""
     good = b"6,1,1,1,1,True,True"
-    with pytest.raises(BadRowError, match="no row of trades"):
+    with pytest.raises(BadRowError, match="no row of trades") as caught:
         parse("trades", [good, line])
+    assert str(caught.value).startswith(repr(line))
+
+
+def test_quotes_are_no_way_around_the_check() -> None:
+    """Columns are quoted to be read; a file with quotes of its own is refused, or holds no more than it says."""
+    with pytest.raises(BadRowError):
+        parse("trades", [b'6,1,1,1,1,True,True"],["7,1,1,1,1,True', b'x"'])
+    assert parse("trades", []) == []
