@@ -23,7 +23,7 @@ TRADES, BARS = "btcusdt@trade", "btcusdt@kline_1m"
 
 async def live_through(seconds: float, folder: Path, script: Sequence[Fault], **market: Any) -> MemoryWorld:
     """Run the service for a while at a venue that behaves like this, and stop it."""
-    habits = {"orders_per_s": 4.0, "updates_per_s": 5.0} | market
+    habits: dict[str, Any] = {"orders_per_s": 4.0, "updates_per_s": 5.0, **market}
     world = MemoryWorld(source=Market(["BTCUSDT"], seed=3, start_ms=START_MS, **habits), script=script)
     await run_for(seconds, config_for(world, folder), world)
     return world
