@@ -493,10 +493,10 @@ class TradeRow(Protocol):
 
 def rest_trade_record(symbol: str, row: TradeRow, received_us: int) -> MarketData:
     """Make the record of a trade that was fetched; equal to the live one but for its source and times of receipt."""
-    trade_id = row.trade_id
+    trade_id, time = row.trade_id, row.time
     return MarketData(
         symbol,
-        milliseconds(row.time),
+        time // 1000 if time >= MICROSECONDS_FROM else time,  # `milliseconds`: an archive has millions of these
         row.price,
         row.quantity,
         None,
