@@ -16,8 +16,11 @@ from ingestor.cli import main
 from ingestor.loading import INTERRUPTED, Request, read_request
 from ingestor.loading_view import Part, PlainView, RichView, SpanStatus, Status, plan_text, summary_text
 from tests.fakes.past import START_MS, PastVenue, PastWorld, history_of
+from tests.fakes.process_logs import process_restored
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from click.testing import Result
 
     from ingestor.config import Config
@@ -120,8 +123,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch)
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    with process_restored():
+        yield Bench(tmp_path, monkeypatch)
 
 
 def test_a_range_is_loaded_and_summed_up(bench: Bench) -> None:

@@ -1,0 +1,210 @@
+"""Past ranges in the service, the lookups behind a range, and the venue's real pages through the whole way."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import json
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+
+from ingestor.archive_client import read_lines
+from ingestor.backfill import BackfillError, Wanted, configured, resolve
+from ingestor.config import BackfillRange, Rest, Shard
+from ingestor.core.archive import ArchiveTrade, parse
+from ingestor.core.binance import decode_agg_trades, decode_klines, decode_trades, rest_kline_record, rest_trade_record
+from ingestor.core.claims import kline_ordinal
+from ingestor.core.model import Subscription
+from ingestor.core.paging import Page
+from ingestor.metrics import Metrics
+from ingestor.rest_client import RestClient
+from ingestor.serializer import Serializer
+from tests.fakes.rest import Answer, FakeRest, Market, wall_ns
+from tests.fakes.service import run_for
+from tests.fakes.world import START_MS as WORLD_START_MS
+from tests.fakes.world import MemoryWorld, config_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trio.testing import MockClock
+
+    from ingestor.core.model import MarketData
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "binance"
+BTC = Subscription("BTCUSDT", "trade")
+
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real pages are not beside this repository")
+
+
+def iso(at_ms: int) -> str:
+    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).isoformat()
+
+
+def past(symbol: str, start_ms: int, end_ms: int, stream: Any = "trade", interval: Any = None) -> BackfillRange:
+    return BackfillRange(symbol=symbol, stream=stream, interval=interval, start=iso(start_ms), end=iso(end_ms))
+
+
+async def live_first(world: MemoryWorld, seconds: float) -> None:
+    """Let the venue live before any service does."""
+    async with world.alive():
+        await trio.sleep(seconds)
+
+
+def test_configured_ranges_are_shared_like_symbols() -> None:
+    """Each range is loaded by one task."""
+    ranges = [past(f"S{number}USDT", 0, 1_000) for number in range(8)] + [past("S1USDT", 0, 9, "kline", "1h")]
+    shares = [configured(ranges, Shard(index=index, count=3)) for index in range(3)]
+    assert sorted(each for share in shares for each in share) == sorted(configured(ranges, Shard()))
+    assert configured(ranges, Shard())[-1] == Wanted(Subscription("S1USDT", "kline_1h"), 0, 9)
+    assert all(shares)
+
+
+async def test_the_service_loads_past_ranges_beside_live_work(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """What was traded before it came is delivered too; the next task knows, and does not load it again."""
+    world = MemoryWorld()
+    await live_first(world, 60)
+    ranges = (past("BTCUSDT", WORLD_START_MS, WORLD_START_MS + 50_000), past("NOPE", 0, 1_000))
+    config = config_for(world, tmp_path, resume=True).model_copy(update={"backfill": ranges})
+    await run_for(100, config, world)
+    trades = [record for record in world.delivered() if record.trade is not None]
+    loaded = sorted(record.sequence for record in trades if record.timestamp < WORLD_START_MS + 50_000)
+    history = world.venue.desk._answers._source.history("BTCUSDT")
+    assert history is not None
+    assert loaded == [fill.trade_id for fill in history.fills if fill.time_ms < WORLD_START_MS + 50_000]
+    assert len(loaded) > 50
+    assert world.audit().is_complete
+    await run_for(60, config, world)
+    again = [record.sequence for record in world.delivered() if record.trade is not None]
+    assert len(again) == len(set(again))
+
+
+def client_of(venue: FakeRest) -> RestClient:
+    return RestClient(
+        "http://venue",
+        Rest(),
+        metrics=Metrics(CollectorRegistry()),
+        wall_ns=wall_ns,
+        random=Random(1),
+        transport=venue,
+    )
+
+
+def aggregates(*rows: tuple[int, int, int]) -> Answer:
+    """Make an answer of aggTrades: first id, last id, time."""
+    fields = ("f", "l", "T")
+    return Answer(200, [{"a": 1, "p": "1", "q": "1", "m": True, **dict(zip(fields, row, strict=True))} for row in rows])
+
+
+async def test_times_become_ids_behind_rows_without_trades(autojump_clock: MockClock) -> None:
+    """Rows that an audit of the venue invalidated have no ids; the search goes on behind them."""
+    venue = FakeRest(markets={"BTCUSDT": Market()})
+    venue.script += [
+        aggregates((-1, -1, 50), (-1, -1, 60)),
+        aggregates((-1, -1, 60), (7, 9, 70)),
+        aggregates((-1, -1, 900), (-1, -1, 990)),
+        aggregates((20, 25, 880), (-1, -1, 900)),
+    ]
+    async with client_of(venue) as rest:
+        assert await resolve(rest, Wanted(BTC, 50, 1_000)) == Page(7, 25)
+    asked = [(each.params.get("startTime"), each.params.get("endTime")) for each in venue.asked]
+    assert asked == [("50", None), ("60", None), (None, "999"), (None, "900")]
+
+
+async def test_a_range_needs_two_ends(autojump_clock: MockClock) -> None:
+    """Half a range is a mistake of the caller."""
+    async with client_of(FakeRest()) as rest:
+        with pytest.raises(BackfillError, match="a first and a last id"):
+            await resolve(rest, Wanted(BTC, first_id=5))
+
+
+async def test_a_venue_without_trades_has_no_ids(autojump_clock: MockClock) -> None:
+    """A symbol that was listed and never traded."""
+    venue = FakeRest(markets={"BTCUSDT": Market()})
+    venue.script.append(Answer(200, []))
+    async with client_of(venue) as rest:
+        assert await resolve(rest, Wanted(BTC, first_id=5, last_id=9)) is None
+
+
+def real(name: str) -> bytes:
+    path = REAL / "rest" / name
+    content = path.read_bytes()
+    return gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def round_trip(records: Sequence[MarketData]) -> list[MarketData]:
+    serializer = Serializer()
+    return [serializer.decode(serializer.encode(record)) for record in records]
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["trades_ETHBTC_limit1000.json.gz", "small_20211022/historical_trades.json"])
+def test_real_trades_round_trip(name: str) -> None:
+    """Every value of the venue's own pages, to the last decimal."""
+    rows = decode_trades(real(name))
+    records = [rest_trade_record("ETHBTC", row, 5) for row in rows]
+    assert round_trip(records) == records
+    plain = json.loads(real(name))
+    assert [(each.sequence, each.price, each.volume) for each in records] == [
+        (row["id"], row["price"], row["qty"]) for row in plain
+    ]
+    ids = [each.sequence for each in records]
+    assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("name", "interval", "missing"),
+    [
+        ("klines_BTCUSDT_1h_page1.json.gz", "1h", 0),
+        ("klines_BTCUSDT_1h_page2.json.gz", "1h", 3),
+        ("klines_BTCUSDT_1d_2019.json.gz", "1d", 0),
+        ("klines_BTCUSDT_1m_60.json.gz", "1m", 0),
+    ],
+)
+def test_real_bars_round_trip(name: str, interval: str, missing: int) -> None:
+    """And the exchange halt of June 2020 is a real hole of three bars."""
+    rows = decode_klines(real(name))
+    records = [rest_kline_record("BTCUSDT", interval, row, 5, closed=True) for row in rows]
+    assert round_trip(records) == records
+    plain = json.loads(real(name))
+    bars = [each.kline for each in records if each.kline is not None]
+    assert [[bar.open, bar.high, bar.low, bar.close, bar.volume] for bar in bars] == [row[1:6] for row in plain]
+    ordinals = [kline_ordinal(interval, bar.open_time) for bar in bars]
+    assert ordinals[-1] - ordinals[0] + 1 - len(ordinals) == missing
+
+
+@needs_real_data
+def test_real_aggregates_are_read() -> None:
+    """Their first and last ids chain."""
+    rows = decode_agg_trades(real("small_20211022/agg_trades.json"))
+    assert all(later.first_trade_id == row.last_trade_id + 1 for row, later in pairwise(rows))
+
+
+@needs_real_data
+def test_real_archive_days_round_trip() -> None:
+    """Two whole days of minutes, and a third one as text: every bar in its place, every value kept."""
+    paths = sorted((REAL / "archive").glob("BTCUSDT-*.zip"))
+    parts = [[line for part in read_lines(path) for line in part] for path in paths]
+    ada = gzip.decompress((REAL / "archive" / "ADABTC-1m-2021-11-27.csv.gz").read_bytes())
+    for lines in [*parts, ada.splitlines()]:
+        rows = parse("klines", lines)
+        records = [rest_kline_record("X", "1m", row, 5, closed=True) for row in rows]
+        assert round_trip(records) == records
+        assert [each.sequence for each in records] == [rows[0].open_time + 60_000 * number for number in range(1_440)]
+        assert all(f"{row.open},{row.high},{row.low}".encode() in line for row, line in zip(rows, lines, strict=True))
+
+
+def test_archive_trades_are_the_trades_of_rest() -> None:
+    """Whatever the unit of its time, a row becomes the same record."""
+    line = b"7,1.50000000,2.00000000,3.0,%d,True,True"
+    [old] = parse("trades", [line % 1_700_000_000_123])
+    [new] = parse("trades", [line % 1_700_000_000_123_999])
+    assert isinstance(old, ArchiveTrade)
+    assert rest_trade_record("X", old, 5) == rest_trade_record("X", new, 5)
