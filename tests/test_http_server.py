@@ -107,7 +107,7 @@ async def start(nursery: trio.Nursery, app: Any, most_clients: int = 8) -> int:
     bound = socket.create_server(("127.0.0.1", 0))
     port: int = bound.getsockname()[1]
 
-    async def serve(task_status: trio.TaskStatus[None]) -> None:
+    async def serve(task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 - `serve_app` calls it
         await serve_app(app, bound, LOGGER, most_clients=most_clients, task_status=task_status)
 
     await nursery.start(serve)

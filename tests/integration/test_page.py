@@ -74,7 +74,7 @@ class Running:
         self.stop = trio.Event()
         self.has_stopped = trio.Event()
 
-    async def run(self, task_status: trio.TaskStatus[str]) -> None:
+    async def run(self, task_status: trio.TaskStatus[str]) -> None:  # noqa: ASYNC128 - `serve` calls it
         await app.serve(self.config, self.world.as_seen_by_a_service(), self.stop, task_status=task_status)
         self.has_stopped.set()
 
