@@ -466,9 +466,9 @@ class _ArchiveLoad:
                 await self._outlet.wait_for_room()
                 await self._outlet.deliver(self._rows, rows, lines)
 
-    def _take(self, ids: Sequence[int]) -> list[int] | None:
+    def _take(self, ids: list[int]) -> list[int] | None:
         """Return the positions of the ids that are left to send, each once, None for all; they are left no longer."""
-        if ids and ids[-1] - ids[0] + 1 == len(ids) and self._left.covers(ids[0], ids[-1]):
+        if ids and ids == list(range(ids[0], ids[0] + len(ids))) and self._left.covers(ids[0], ids[-1]):
             self._left.discard(ids[0], ids[-1])
             return None
         positions = []

@@ -71,7 +71,7 @@ class Archive(httpx.AsyncBaseTransport):
         if isinstance(step, Exception):
             raise step
         if isinstance(step, tuple):
-            return httpx.Response(200, content=breaking(*step))
+            return httpx.Response(200, stream=Breaking(*step))
         return self._answer(self.content, request.headers.get("range", "")) if step == 200 else httpx.Response(step)
 
     def _answer(self, content: bytes | None, wanted: str = "") -> httpx.Response:
@@ -83,11 +83,21 @@ class Archive(httpx.AsyncBaseTransport):
         return httpx.Response(206, content=content[begin:]) if begin < len(content) else httpx.Response(416)
 
 
-async def breaking(content: bytes, error: Exception) -> AsyncIterator[bytes]:
-    """Give some bytes and then fail."""
-    yield content
-    await trio.lowlevel.checkpoint()
-    raise error
+class Breaking(httpx.AsyncByteStream):
+    """Gives some bytes and then fails."""
+
+    def __init__(self, content: bytes, error: Exception) -> None:
+        self._parts: deque[bytes | Exception] = deque([content, error])
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        part = self._parts.popleft()
+        if isinstance(part, Exception):
+            raise part
+        return part
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from ingestor.core.binance import decode_agg_trades, decode_klines, decode_trade
 from ingestor.core.claims import kline_ordinal
 from ingestor.core.model import Subscription
 from ingestor.core.paging import Page
+from ingestor.local.rest import Response, error_body
 from ingestor.metrics import Metrics
 from ingestor.rest_client import RestClient
 from ingestor.serializer import Serializer
@@ -83,6 +84,32 @@ async def test_the_service_loads_past_ranges_beside_live_work(tmp_path: Path, au
     await run_for(60, config, world)
     again = [record.sequence for record in world.delivered() if record.trade is not None]
     assert len(again) == len(set(again))
+
+
+async def test_a_service_outlives_its_past_ranges(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A venue that is away is asked again, a symbol that goes away half-way ends the load and nothing else."""
+    world = MemoryWorld()
+    await live_first(world, 30)
+    calls: list[str] = []
+    answer = world.venue.desk.answer
+
+    def scripted(path: str, params: Any, now_ms: int) -> Response:
+        if path.endswith("aggTrades"):
+            calls.append(path)
+            if len(calls) <= 8:
+                return Response(503, b"{}")
+        if path.endswith("historicalTrades"):
+            calls.append(path)
+            if len(calls) == 11:
+                return Response(400, error_body(-1121, "Invalid symbol."))
+        return answer(path, params, now_ms)
+
+    world.venue.desk.answer = scripted  # type: ignore[method-assign]  # one method of the desk is the script
+    ranges = (past("BTCUSDT", WORLD_START_MS, WORLD_START_MS + 20_000),)
+    config = config_for(world, tmp_path).model_copy(update={"backfill": ranges})
+    await run_for(200, config, world)
+    assert len(calls) == 11
+    assert world.audit().is_complete
 
 
 def client_of(venue: FakeRest) -> RestClient:

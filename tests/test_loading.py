@@ -19,9 +19,11 @@ from ingestor.core.binance import KlineEvent, TradeEvent, decode_payload, kline_
 from ingestor.core.claims import Intervals, kline_ordinal
 from ingestor.loading import INTERRUPTED, Load, OutputExistsError, Request
 from ingestor.loading_view import PlainView
+from ingestor.local.archive import ArchiveDesk
 from ingestor.local.market import Market
-from ingestor.local.rest import RestDesk, RestTrouble
+from ingestor.local.rest import Response, RestDesk, RestTrouble, error_body
 from ingestor.serializer import Serializer
+from tests.fakes.kinesis import ODD
 from tests.fakes.past import START_MS, PastVenue, PastWorld, add_bars, history_of
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from ingestor.core.model import MarketData
+    from ingestor.core.model import EntryFailure, MarketData, PutEntry
 
 
 HOUR_MS = 3_600_000
@@ -400,3 +402,90 @@ async def test_a_day_that_the_venue_cannot_tell_is_said(tmp_path: Path, autojump
     request = trade_request(tmp_path, first_id=1, last_id=550)._replace(is_from_archive=True)
     with pytest.RaisesGroup(pytest.RaisesExc(BackfillError, match="does not keep trade 1"), flatten_subgroups=True):
         await load(world, request)
+
+
+async def test_a_venue_that_is_away_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Minutes of 5xx cost time and nothing else."""
+    history = history_of("BTCUSDT", trades=range(3_000), step_ms=1_000, start_ms=BEGIN_MS)
+    venue = PastVenue([history])
+    world = PastWorld(venue, tmp_path)
+
+    def fail(requests: int) -> None:
+        venue.desk.trouble.answer = Response(503, b"{}") if 4 < requests < 60 else None
+
+    venue.on_request = fail
+    code, _ = await load(world, trade_request(tmp_path))
+    assert code == 0
+    assert trades_of(world.delivered()) == list(range(3_000))
+
+
+async def test_a_symbol_that_goes_away_half_way_ends_the_run(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """With what the venue says; what was delivered stays noted."""
+    venue = PastVenue([history_of("BTCUSDT", trades=range(9_000), step_ms=1_000, start_ms=BEGIN_MS)])
+    world = PastWorld(venue, tmp_path)
+
+    def fail(requests: int) -> None:
+        gone = Response(400, error_body(-1121, "Invalid symbol."))
+        venue.desk.trouble.answer = gone if requests > 7 else None
+
+    venue.on_request = fail
+    with pytest.RaisesGroup(pytest.RaisesExc(BackfillError, match="Invalid symbol"), flatten_subgroups=True):
+        await load(world, trade_request(tmp_path))
+    venue.on_request = None
+    venue.desk.trouble.answer = None
+    assert (await load(world, trade_request(tmp_path)))[0] == 0
+    assert sorted(set(trades_of(world.delivered()))) == list(range(9_000))
+
+
+async def test_what_the_schema_cannot_hold_is_a_poison_hole(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A price with nine decimals is never rounded: it goes to the dead letter, and its id is declared."""
+    history = history_of("BTCUSDT", trades=range(100), step_ms=1_000, start_ms=YESTERDAY_MS)
+    venue = PastVenue([history])
+    world = PastWorld(venue, tmp_path)
+    answer = venue.desk.answer
+
+    def nine_decimals(path: str, params: Any, now_ms: int) -> Response:
+        found = answer(path, params, now_ms)
+        return msgspec.structs.replace(
+            found, body=found.body.replace(b'"id":7,"price":"', b'"id":7,"price":"0.123456789')
+        )
+
+    venue.desk.answer = nine_decimals  # type: ignore[method-assign]  # one method of the desk is the script
+    code, said = await load(world, trade_request(tmp_path, start_ms=YESTERDAY_MS, end_ms=START_MS))
+    assert code == 0
+    holes = [record.hole for record in world.delivered() if record.hole is not None]
+    assert [(hole.first, hole.last, hole.reason) for hole in holes] == [(7, 7, "poison")]
+    assert "99 records of 100 ids, 0..99, 1 ids in holes\n  hole 7..7\n" in said
+
+
+async def test_what_kinesis_will_not_have_is_a_hole_too(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Given up after all attempts, declared in its place, and counted as a hole."""
+    history = history_of("BTCUSDT", trades=range(5), step_ms=1_000, start_ms=YESTERDAY_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    world.config = world.config.model_copy(
+        update={"kinesis": world.config.kinesis.model_copy(update={"aggregation": "none"})}
+    )
+    decode = Serializer().decode
+
+    async def refuse(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        await trio.lowlevel.checkpoint()
+        refused = [decode(entry.data) for entry in entries]
+        return [ODD if record.trade is not None and record.sequence == 3 else None for record in refused]
+
+    world.stream.before_put = refuse
+    code, said = await load(world, trade_request(tmp_path, start_ms=YESTERDAY_MS, end_ms=START_MS))
+    assert code == 0
+    assert "1 ids in holes\n  hole 3..3\n" in said
+
+
+async def test_a_file_with_rows_twice_or_missing_is_taken_row_by_row(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Nothing twice, and what it lacks comes over REST, whatever its first and last ids pretend."""
+    history = history_of("BTCUSDT", trades=range(50), step_ms=1_000, start_ms=YESTERDAY_MS)
+    odd = history_of("BTCUSDT", trades=range(50), step_ms=1_000, start_ms=YESTERDAY_MS)
+    odd.fills[11] = odd.fills[10]
+    venue = PastVenue([history])
+    venue.archive = ArchiveDesk(PastVenue([odd]))
+    world = PastWorld(venue, tmp_path)
+    code, _ = await load(world, archive_request(tmp_path, "trade", YESTERDAY_MS, YESTERDAY_MS + DAY_MS))
+    assert code == 0
+    assert sorted(trades_of(world.delivered())) == list(range(50))

@@ -131,4 +131,6 @@ def test_quotes_are_no_way_around_the_check() -> None:
     """Columns are quoted to be read; a file with quotes of its own is refused, or holds no more than it says."""
     with pytest.raises(BadRowError):
         parse("trades", [b'6,1,1,1,1,True,True"],["7,1,1,1,1,True', b'x"'])
+    with pytest.raises(BadRowError, match="no row of trades"):
+        parse("trades", [b"6,1,1,1,1,True,\r"])
     assert parse("trades", []) == []
