@@ -221,7 +221,7 @@ class FaultProxy:
         self._limits: dict[tuple[str, float], ShardLimit] = {}
         self._listening = trio.CancelScope()
         self._wanted = trio.Event()
-        self._gone = trio.Event()
+        self._gone, self._back = trio.Event(), trio.Event()
         self._port = 0
 
     def set(self, **changes: Any) -> None:
@@ -235,13 +235,14 @@ class FaultProxy:
     @asynccontextmanager
     async def refusing_connections(self) -> AsyncIterator[None]:
         """For the length of this block nothing listens on the port, and open connections are cut."""
-        self._wanted = trio.Event()
+        self._wanted, self._back = trio.Event(), trio.Event()
         self._listening.cancel()
         await self._gone.wait()
         try:
             yield
         finally:
             self._wanted.set()
+        await self._back.wait()
 
     def order_of(self, stream: str) -> OrderWatch:
         """Return the watch over the calls for one stream."""
@@ -268,6 +269,7 @@ class FaultProxy:
                     self.url = f"http://127.0.0.1:{self._port}"
                     task_status.started(self.url)
                     task_status = trio.TASK_STATUS_IGNORED
+                    self._back.set()
                     await trio.serve_listeners(self._serve, listeners)
                 self._gone.set()
 

@@ -33,7 +33,7 @@ async def test_what_is_missing_is_found(moto_url: str, tmp_path: Path) -> None:
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
     )()
-    letters = {"kind": "sqs", "queue_url": f"{moto_url}/123456789012/letters"}
+    letters = {"kind": "sqs", "queue_url": f"{moto_url}/123456789012/never-made"}
     async with open_venue(new_venue()) as urls:
         settings = configuration(urls, moto_url, STREAM, tmp_path, dead_letter=letters)
         config = tmp_path / "check.yaml"
@@ -61,7 +61,7 @@ async def test_what_is_missing_is_found(moto_url: str, tmp_path: Path) -> None:
         client = client_of(moto_url)
         await trio.to_thread.run_sync(create_stream, client, STREAM, 2)
         await trio.to_thread.run_sync(create_stream, client, heartbeats_of(STREAM), 1)
-        await trio.to_thread.run_sync(lambda: sqs.create_queue(QueueName="letters"))
+        await trio.to_thread.run_sync(lambda: sqs.create_queue(QueueName="never-made"))
         code, text = await check()
         assert code == 0, text
         assert {line.split()[0] for line in text.splitlines() if not line.startswith(" ")} == {"ok"}, text
