@@ -86,7 +86,6 @@ class Observed:
         metrics = self.metrics
         return {
             **self.health(),
-            "stages": {stage: sum(metrics.latency.counts(stage)) for stage in get_args(Stage)},
             "latency": {stage: metrics.latency.quantiles(stage) for stage in get_args(Stage)},
             "venue_lag": {kind: metrics.venue_lag.quantiles(kind) for kind in get_args(StreamType)},
             "channels": {

@@ -277,9 +277,13 @@ class Metrics:
         self._at_scrape.watermark_lags = read
 
     def totals(self) -> dict[str, float]:
-        """Return what rates are made of: messages received, records and bytes delivered since the start."""
+        """Return what rates are made of, since the start.
+
+        Messages received, what came through each stage, records and bytes delivered.
+        """
         return {
             "messages": float(sum(self._at_scrape.messages().values())),
+            **{stage: float(sum(self.latency.counts(stage))) for stage in get_args(Stage)},
             "records": value_of(self.records_delivered),
             "bytes": value_of(self.bytes_delivered),
         }

@@ -80,7 +80,18 @@ def test_messages_are_read_from_their_owner_when_somebody_asks() -> None:
     counts["BTCUSDT", "trade"] = 7
     counts["BTCUSDT", "depth"] = 5
     assert scrape(metrics)['messages_received_total{stream_type="trade",symbol="BTCUSDT"}'] == 7
-    assert metrics.totals() == {"messages": 12, "records": 0, "bytes": 0}
+    assert metrics.totals()["messages"] == 12
+
+
+def test_totals_tell_what_came_through_each_stage() -> None:
+    """Rates are made of them, and the page shows those as the flow from stage to stage."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.latency.observe("decoded", 0.001, 12)
+    metrics.latency.observe("encoded", 0.002, 10)
+    metrics.latency.observe("encoded", 9999.0)
+    metrics.records_delivered.inc(5)
+    stages = {"decoded": 12, "encoded": 11, "put": 0, "acknowledged": 0}
+    assert metrics.totals() == {"messages": 0, **stages, "records": 5, "bytes": 0}
 
 
 def test_channels_and_watermarks_are_read_from_their_owners() -> None:

@@ -42,12 +42,13 @@ export class LinePicture {
     this.#build();
   }
 
-  /** @param {object} status @param {Object<string, number>} flow records per second, by stage */
-  show(status, flow) {
-    Object.assign(this, { status, flow });
+  /** @param {object} status what `/events` said */
+  show(status) {
+    this.status = status;
+    const { rates } = status;
     const sayings = describe(status);
     for (const [name, saying] of Object.entries(sayings)) this.#fill(name, saying);
-    const perSecond = [status.rates.messages, status.rates.messages, flow.decoded, flow.encoded, flow.acknowledged];
+    const perSecond = [rates.messages, rates.messages, rates.decoded, rates.encoded, rates.acknowledged];
     perSecond.forEach((value, index) => {
       this.labels[index].textContent = rate(value ?? null);
       this.pipes[index].classList.toggle('flowing', (value ?? 0) > 0 && !status.stopping);
@@ -69,7 +70,7 @@ export class LinePicture {
     for (const [name, stage] of Object.entries(SIDES)) picture.append(this.#branch(boxes[stage], boxes[name], name === 'repair'));
     for (const [name, box] of Object.entries(boxes)) picture.append(this.#node(name, box));
     this.place.replaceChildren(picture);
-    if (this.status) this.show(this.status, this.flow);
+    if (this.status) this.show(this.status);
   }
 
   #pipe(from, to) {
@@ -151,7 +152,7 @@ function describe(status) {
     kinesis: {
       tone: kinesis.last_success_age_s === null ? 'idle' : sinkTone,
       value: short(totals.records),
-      note: kinesis.last_success_age_s === null ? 'records yet' : `records, last ${ago(status.at_ms - kinesis.last_success_age_s * 1000, status.at_ms)}`,
+      note: kinesis.last_success_age_s === null ? 'records yet' : `records, ${ago(status.at_ms - kinesis.last_success_age_s * 1000, status.at_ms)}`,
     },
     repair: {
       tone: owed > 0 ? 'warn' : 'good',

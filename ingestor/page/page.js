@@ -7,7 +7,6 @@ import { ago, bytes, clock, count, duration, headline, markOf, rate, toneOf, wor
 
 const STALE_MS = 5000;
 const REOPEN_MS = 3000;
-const FLOW_WINDOW_S = 10;
 const LEAST_SHOWN_S = 60;
 const TONES = { live: 'good', down: 'bad', connecting: 'warn', subscribing: 'warn', healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
 const COLOURS = { good: '#1a7f43', warn: '#b26a00', bad: '#c0281e', idle: '#66707a' };
@@ -31,7 +30,6 @@ let names = [];
 let points = [];
 let windowS = 900;
 let keepPoints = 451;
-let samples = []; // [uptime_s, stages] of the last seconds, for the flow through the stages
 let heardMs = performance.now();
 let heardAt = null;
 let announced = '';
@@ -92,14 +90,6 @@ function time(atMs) {
   const made = element('time', clock(atMs));
   made.dateTime = new Date(atMs).toISOString();
   return made;
-}
-
-function flowOf(status) {
-  samples = [...samples.filter(([uptimeS]) => status.uptime_s - uptimeS <= FLOW_WINDOW_S && uptimeS < status.uptime_s), [status.uptime_s, status.stages]];
-  const [[beforeS, before]] = samples;
-  const elapsedS = status.uptime_s - beforeS;
-  if (elapsedS <= 0) return {};
-  return Object.fromEntries(Object.entries(status.stages).map(([stage, total]) => [stage, (total - before[stage]) / elapsedS]));
 }
 
 function showVerdict(status) {
@@ -219,7 +209,7 @@ function showStatus(status) {
   }
   showVerdict(status);
   showFacts(status);
-  picture.show(status, flowOf(status));
+  picture.show(status);
   const shownS = Math.min(windowS, Math.max(LEAST_SHOWN_S, status.uptime_s)); // a young service fills its charts too
   at('charts-title').textContent = shownS < windowS ? 'Since the start' : `The last ${duration(windowS)}utes`;
   for (const chart of charts) chart.show(points, status.uptime_s, shownS);
@@ -237,7 +227,6 @@ function takeHistory(history) {
   windowS = history.window_s;
   keepPoints = Math.round(history.window_s / history.every_s) + 1;
   points = history.points.map(named);
-  samples = [];
 }
 
 function warnIfStale() {
