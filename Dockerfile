@@ -17,8 +17,9 @@ RUN /opt/ingestor/bin/python -m compileall -q /opt/ingestor/lib
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/ingestor /opt/ingestor
-# The only place that has to be writable: mount a volume here when the root file system is read-only.
-RUN install -d -o 65532 -g 65532 /var/lib/ingestor/dead-letter
+# The only place that has to be writable: mount a volume here when the root file system is read-only. Docker and ECS give
+# an empty volume the owner that the folder has in the image. `install` makes missing parents as root, so both are named.
+RUN install -d -o 65532 -g 65532 /var/lib/ingestor /var/lib/ingestor/dead-letter
 ENV PATH=/opt/ingestor/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A number and no name: no home, no shell, nothing to look up, and Kubernetes can verify runAsNonRoot.
 USER 65532:65532

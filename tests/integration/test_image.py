@@ -224,11 +224,13 @@ def test_the_service_runs_as_the_image_would_and_stops_on_sigterm_in_time(image:
             "INGESTOR__HEARTBEAT__STREAM_NAME": "image-beats",
             "INGESTOR__METRICS__CLOUDWATCH__MODE": "none",
             "INGESTOR__DEAD_LETTER__DIRECTORY": image.moved("/var/lib/ingestor/dead-letter"),
+            "INGESTOR__SPOOL__DIRECTORY": image.moved("/var/lib/ingestor/spool"),
             "INGESTOR__HEALTH__PORT": str(port),
         }
         service = image.start([*image.entry, *image.command], **settings)
         try:
             wait_ready(port, service)
+            assert any(Path(image.moved("/var/lib/ingestor/spool")).iterdir())
             probe = image.start(image.probe, INGESTOR__HEALTH__PORT=str(port))
             assert probe.communicate(timeout=20)[0].startswith("200 True")
             assert probe.returncode == 0
