@@ -59,6 +59,7 @@ SERIES: Final = (
     Series("GapsDetected", "gaps_detected_total", "counter"),
     Series("IdsRepaired", "ids_repaired_total", "counter"),
     Series("HolesDeclared", "holes_declared_total", "counter"),
+    Series("HolesUnexpected", "holes_declared_total", "counter", never=("reason", ("disconnected", "first_start"))),
     Series("DeadLetters", "dead_letters_total", "counter"),
     Series("RecordsAbandoned", "records_abandoned_total", "counter"),
     Series("WatermarkLag", "watermark_lag_seconds", "gauge", "Seconds", by="stream_type"),
