@@ -18,11 +18,14 @@ TRIO_RULES = "--enable=ASYNC1,ASYNC2,ASYNC4,ASYNC900,ASYNC913"
 # is awaited; 127 recommends another HTTP library.
 NOT_TRIO_RULES = "--disable=ASYNC114,ASYNC124,ASYNC127"
 
+# Kubernetes' and Compose's own schemas, offline. Many files, so only the session that reads them has them.
+SCHEMAS = ("check-jsonschema>=0.33", "kubernetes-validate>=1.33")
+
 
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
-    """Format, style, Trio's own rules, the direction of knowledge, spelling, dependencies."""
-    session.install("-e", ".[dev]")
+    """Format, style, Trio's own rules, the direction of knowledge, spelling, dependencies, deployment files."""
+    session.install("-e", ".[dev]", *SCHEMAS)
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     files = [str(path) for path in sorted(Path("ingestor").rglob("*.py")) + sorted(Path("tests").rglob("*.py"))]
@@ -30,6 +33,9 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache", silent=True)
     session.run("codespell")
     session.run("deptry", ".", silent=True)
+    manifests = [str(path) for path in sorted(Path("config/kubernetes").glob("*.yaml"))]
+    session.run("kubernetes-validate", "--strict", "--quiet", *manifests)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "config/compose.yaml", silent=True)
 
 
 @nox.session(python=PYTHON)
