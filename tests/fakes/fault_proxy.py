@@ -127,8 +127,8 @@ class ShardRange(NamedTuple):
 
 
 def stream_of(call: Json) -> str:
-    """Return the name of the stream that a call is for."""
-    return str(call.get("StreamName") or call["StreamARN"].rpartition("/")[2])
+    """Return the name of the stream that a call is for; none when it goes on from an iterator or a token."""
+    return str(call.get("StreamName") or call.get("StreamARN", "").rpartition("/")[2])
 
 
 def hash_key(entry: Json) -> int:
@@ -206,12 +206,13 @@ class FaultProxy:
     """Forwards to the engine at `engine_url`, failing as `faults` says; `journal` holds one entry per PutRecords call.
 
     Open it with `open_fault_proxy`; `url` is what a producer is pointed at. `order_of` tells whether the producer of a
-    stream kept its own rules.
+    stream kept its own rules, `asked` which operations were called on which streams ("" where a call names none).
     """
 
     def __init__(self, engine_url: str, *, faults: Faults | None = None, seed: int = 0) -> None:
         self.faults = faults or Faults()
         self.journal: list[JournalEntry] = []
+        self.asked: set[tuple[str, str]] = set()
         self._orders: dict[str, OrderWatch] = {}
         self.url = ""
         self._engine = httpx.AsyncClient(base_url=engine_url, timeout=30, trust_env=False)
@@ -294,13 +295,15 @@ class FaultProxy:
         headers = {
             name.decode(): value.decode() for name, value in request.headers if name.decode() not in NOT_FORWARDED
         }
-        is_put = headers.get("x-amz-target") == PUT_RECORDS
+        target = headers.get("x-amz-target", "")
+        is_put = target == PUT_RECORDS
+        call = json.loads(body)
+        self.asked.add((target.rpartition(".")[2], stream_of(call)))
         if self.faults.outage != "none":
             await self._be_away(stream, is_put=is_put)
         await trio.sleep(self.faults.latency_s)
         if not is_put:
             return await self._forward(headers, body)
-        call = json.loads(body)
         with self.order_of(stream_of(call)).call(call["Records"]) as keys:
             return await self._put_records(headers, call, keys)
 

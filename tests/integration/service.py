@@ -40,10 +40,10 @@ NOWHERE = {
 }
 
 
-def new_venue(script: Sequence[Fault] = ()) -> Venue:
+def new_venue(script: Sequence[Fault] = (), *, windows_differ: bool = False) -> Venue:
     """Return a quiet market: the engines are slow (facts/aws.md §4)."""
     market = Market(SYMBOLS, seed=5, start_ms=time.time_ns() // 1_000_000, orders_per_s=8.0, updates_per_s=10.0)
-    return Venue(market, script=script)
+    return Venue(market, script=script, windows_differ=windows_differ)
 
 
 def configuration(urls: VenueUrls, kinesis_url: str, stream: str, folder: Path, **sections: Any) -> dict[str, Any]:
@@ -112,6 +112,11 @@ class Running:
     async def wait_ready(self, *, status: int = 200) -> None:
         """Wait until `/ready` answers with `status`."""
         while (await self.get("/ready")).status_code != status:  # noqa: ASYNC110 - another process cannot set an event
+            await trio.sleep(0.1)
+
+    async def wait_started(self) -> None:
+        """Wait until `/started` says what an orchestrator waits for before it stops the old task of a deploy."""
+        while (await self.get("/started")).status_code != 200:  # noqa: ASYNC110 - as above
             await trio.sleep(0.1)
 
     async def wait_covered(self, produced: Mapping[Subscription, Intervals]) -> None:

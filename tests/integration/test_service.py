@@ -12,6 +12,7 @@ import yaml
 from ingestor.core.model import Subscription
 from ingestor.local.faults import Disconnect, Refuse
 from ingestor.local.proof import prove
+from tests.fakes.cloudformation import task_permissions
 from tests.fakes.fault_proxy import Faults, open_fault_proxy
 from tests.integration.engines import CREDENTIALS, client_of, create_stream, free_port, stream_name_of
 from tests.integration.service import (
@@ -116,6 +117,42 @@ async def test_a_killed_task_is_replaced_without_a_hole(
                 assert await second.stop() == 0, second.log()
         rows, _ = await prove_from(moto_url, stream, produced)
     assert_proven(rows)
+
+
+async def test_a_deploy_leaves_no_hole(moto_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A second process starts, has delivered, and only then the first one gets SIGTERM, as ECS and Kubernetes do it.
+
+    Nothing is missing and nothing declared, not even of the book, and what both delivered is recognised. Whatever they
+    asked of Kinesis, the role of the CloudFormation template allows.
+    """
+    stream = stream_name_of(request.node.name)
+    await create_streams(moto_url, stream)
+    venue = new_venue(windows_differ=True)
+    folders = [tmp_path / name for name in ("old", "new")]
+    with trio.fail_after(DEADLINE_S):
+        async with open_fault_proxy(moto_url) as proxy, open_venue(venue) as urls:
+            settings = [configuration(urls, proxy.url, stream, folder) for folder in folders]
+            for folder in folders:
+                folder.mkdir()
+            async with run_service(settings[0], folders[0]) as old:
+                await old.wait_ready()
+                await trio.sleep(1)
+                async with run_service(settings[1], folders[1]) as new:
+                    await new.wait_started()
+                    await trio.sleep(1)
+                    assert await old.stop() == 0, old.log()
+                    await trio.sleep(1)
+                    produced = produced_by(venue)
+                    await new.wait_covered(produced)
+                    assert await new.stop() == 0, new.log()
+        rows, report = await prove_from(moto_url, stream, produced)
+    assert_proven(rows)
+    assert [each.kind for each in report.streams if each.declared] == []
+    assert sum(row.duplicates for row in rows) > 0
+    names = {"": "HeartbeatStream", heartbeats_of(stream): "HeartbeatStream", stream: "DataStream"}
+    asked = {(f"kinesis:{operation}", names[name]) for operation, name in proxy.asked}
+    assert {operation for operation, _ in asked} == {name for name in task_permissions() if name.startswith("kinesis:")}
+    assert [each for each in asked if each[1] not in task_permissions()[each[0]]] == []
 
 
 KILLS_S = (0.3, 1.9, 4.4, 2.7, 3.6)  # after a life has opened its first connection; the first one is at once
