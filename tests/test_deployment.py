@@ -139,10 +139,12 @@ def test_the_files_for_ecs_say_what_the_template_says() -> None:
     assert ours == theirs
 
 
-def test_the_dead_letters_of_the_template_have_a_queue() -> None:
+def test_dead_letters_have_a_queue() -> None:
     """The place that is written to outlives the task."""
-    letters = configured("production", environment_of(CONTAINERS["cloudformation"])).dead_letter
-    assert (letters.kind, letters.queue_url) == ("sqs", KNOWN["DeadLetters"])
+    configs = [configured("production", environment_of(container)) for container in CONTAINERS.values()]
+    configs += [pod_config(deployment) for deployment in documents("kubernetes/shard-0.yaml")]
+    assert [config.dead_letter.kind for config in configs] == ["sqs"] * 3
+    assert configs[1].dead_letter.queue_url == KNOWN["DeadLetters"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
