@@ -40,7 +40,7 @@ async def embedded_kinesis(
         raise EmbeddedKinesisError('the embedded Kinesis needs moto: pip install "ingestor[local]"')
     port = _free_port()
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "ingestor.local.moto_server", "-H", "127.0.0.1", "-p", str(port)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -74,7 +74,7 @@ async def _wait_until_open(process: trio.Process, port: int) -> None:
                 return
     raise EmbeddedKinesisError(
         f"the embedded Kinesis did not open port {port} (exit code {process.poll()}); "
-        f"`{sys.executable} -m moto.server` may say why"
+        f"`{sys.executable} -m ingestor.local.moto_server` may say why"
     )
 
 

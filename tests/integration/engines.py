@@ -83,7 +83,7 @@ def open_engine(name: EngineName) -> Iterator[str]:
 
 def moto_command(port: int) -> Run:
     """Return how to run moto's server."""
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}
+    return [sys.executable, "-m", "ingestor.local.moto_server", "-H", "127.0.0.1", "-p", str(port)], {}
 
 
 def kinesis_local_command(port: int) -> Run:
