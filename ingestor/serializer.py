@@ -20,8 +20,8 @@ import fastavro
 import trio
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-from ingestor.core.avro import TABLE_LIMIT, compile_encoder, read_shape
-from ingestor.core.claims import claim_of, subscription_of
+from ingestor.core.avro import TABLE_LIMIT, Encoder, read_shape
+from ingestor.core.claims import claim_of
 from ingestor.core.errors import DecodeError, EncodeError
 from ingestor.core.model import (
     Claim,
@@ -56,6 +56,8 @@ GLUE = b"\x03\x00"  # AWS Glue Schema Registry: header version 3, not compressed
 
 RECORD_OVERHEAD_BYTES = 200  # what the objects around the bytes of one encoded record cost, about
 LEVEL_NAMES = frozenset({"Level"})  # the records that our model holds as tuples
+# Every third quantity of a trade was never seen before (recordings: 24 to 46 %), and every volume of a bar.
+UNIQUE_NAMES = frozenset({"volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume"})
 
 
 class Schemas:
@@ -134,8 +136,7 @@ class Serializer:
         self._glue_header = None if schema_version_id is None else GLUE + schema_version_id.bytes
         header = self._glue_header if framing == "glue" else SINGLE_OBJECT + self._schemas.fingerprint
         shape = read_shape(json.loads(self._schemas.text), positional=LEVEL_NAMES)
-        self.encode: Callable[[MarketData], bytes] = compile_encoder(shape, prefix=header or b"")
-        """Return the framed Avro bytes of a record, or raise EncodeError naming the field that does not fit."""
+        self._encoder = Encoder(shape, prefix=header or b"", repeats="sequence", unique=UNIQUE_NAMES)
         self._key_of = key_of or key_rule("symbol", 1)
         self._wall_ns = wall_ns
         self._text_of = DecimalTexts()
@@ -149,29 +150,27 @@ class Serializer:
             fields = self._schemas.read(data)
         return _record(fields, self._text_of)
 
+    def encode(self, record: MarketData) -> bytes:
+        """Return the framed Avro bytes of a record, or raise EncodeError naming the field that does not fit."""
+        return self._encoder.encode(record)
+
     def pack(self, record: MarketData) -> EncodedRecord:
         """Return one record ready for a put; EncodeError if it does not fit."""
         return EncodedRecord(self._key_of(record), self.encode(record), claim_of(record))
 
     def encode_batch(self, batch: RecordBatch) -> tuple[EncodedBatch, list[DeadLetter]]:
         """Encode every record, in order; one that does not fit becomes a dead letter, and a hole if it claimed ids."""
-        encode, key_of = self.encode, self._key_of
+        records = batch.records
+        data = self._encoder.encode_all(records)
         encoded: list[EncodedRecord] = []
         letters: list[DeadLetter] = []
-        for record, raw in zip(batch.records, batch.raws, strict=True):
-            try:
-                data = encode(record)
-            except EncodeError as error:
-                letter, hole = self._give_up(record, raw, error)
+        for position, (record, key, octets) in enumerate(zip(records, map(self._key_of, records), data, strict=True)):
+            if isinstance(octets, EncodeError):
+                letter, hole = self._give_up(record, batch.raws[position], octets)
                 letters.append(letter)
                 encoded += hole
-                continue
-            trade = record.trade
-            if trade is None:
-                claim = claim_of(record)
-            else:  # `claim_of` spelled out for the most frequent kind: a tenth of the time of this loop
-                claim = Claim(subscription_of(record.symbol, "trade"), trade.trade_id, trade.trade_id)
-            encoded.append(EncodedRecord(key_of(record), data, claim))
+            else:
+                encoded.append(EncodedRecord(key, octets, claim_of(record)))
         size_bytes = sum([len(record.data) for record in encoded]) + RECORD_OVERHEAD_BYTES * len(encoded)
         return EncodedBatch(encoded, batch.received_s, size_bytes), letters
 

@@ -409,7 +409,7 @@ async def test_records_go_to_disk_while_the_breaker_is_open_and_drain_in_order(
         task.kinesis.always = None
         await trio.sleep(60)
     assert task.stored() == list(range(1000))
-    assert Intervals(claim[1:] for claim in task.claims) == Intervals([(0, 999)])
+    assert Intervals((claim.first, claim.last) for claim in task.claims) == Intervals([(0, 999)])
     assert task.fact.spooled_bytes == 0
     assert lives(tmp_path) == []
 
@@ -474,7 +474,7 @@ async def test_a_restart_delivers_what_was_left_first(autojump_clock: MockClock,
         assert second.claims == []
         await second.send(50, 51)
     assert second.stored() == list(range(52))
-    assert Intervals(claim[1:] for claim in second.claims) == Intervals([(0, 51)])
+    assert Intervals((claim.first, claim.last) for claim in second.claims) == Intervals([(0, 51)])
     assert lives(tmp_path) == []
 
 
@@ -555,7 +555,7 @@ async def test_what_the_disk_lost_is_said_once_all_else_is_delivered(autojump_cl
     assert task.stored()[-1] == 100
     assert task.stored() == sorted(task.stored())
     assert 0 < len(task.stored()) < 100
-    covered = Intervals(claim[1:] for claim in task.claims)
+    covered = Intervals((claim.first, claim.last) for claim in task.claims)
     assert {int(number) for number in task.stored()} == {n for n in range(101) if n in covered}
 
 

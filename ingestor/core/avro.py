@@ -1,8 +1,9 @@
 """Compiles an Avro schema into one straight Python function from our structs to bytes, and explains what does not fit.
 
 The bytes are those of fastavro, which stays the authority: a property test holds the two identical over the schema.
-The speed comes from never interpreting the schema while encoding, and from a fact about market data: prices, symbols
-and the high bits of times and ids repeat, so their bytes are kept in bounded tables.
+The speed comes from never interpreting the schema while encoding, from one loop for a whole batch, and from a fact
+about market data: prices, symbols, times and the high bits of ids repeat, so their bytes are kept, in bounded tables
+or from one record to the next.
 
 The compiled function is optimistic: it checks what Python would silently let pass (a bool for a number, a float for an
 id) and leaves the rest to raise. Whatever it raises, `explain` then walks schema and record to name field and reason.
@@ -12,18 +13,18 @@ Decimals come as text and are never rounded.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeGuard
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeGuard, cast
 
 from ingestor.core.errors import EncodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-Encoder: TypeAlias = "Callable[[Any], bytes]"
-
-TABLE_LIMIT = 65536
-"""Entries that a table of seen values may hold before it starts over; such a table of decimals takes 12 MB."""
+TABLE_LIMIT = 32768
+"""Entries that a table of seen values may hold before it starts over; such a table of decimals takes 6 MB."""
 
 LONGEST_KEPT = 64
 """Longer texts are encoded but not kept, so that a table cannot be filled with megabytes."""
@@ -182,7 +183,7 @@ class _Table(dict[Any, bytes]):
 
     def __missing__(self, value: Any) -> bytes:
         made = self._make(value)
-        if len(made) <= LONGEST_KEPT and len(value) <= LONGEST_KEPT:
+        if len(value) <= LONGEST_KEPT:
             if len(self) >= TABLE_LIMIT:
                 self.clear()
                 self.update(self._always)
@@ -205,17 +206,33 @@ class _HighBits(dict[int, bytes]):
         return made
 
 
+def _decimal_heads(shape: DecimalBytes, prefix: bytes) -> list[bytes]:
+    """Return what stands before a decimal, by the size of its number; an octet holds two digits and more."""
+    return [prefix + long_bytes(size) for size in range(shape.precision + 1)]
+
+
+def _usual(shape: DecimalBytes, text: str, digits: str) -> str:
+    """Return the condition under which `digits`, which is `text` without its point, is the number: as venues write it.
+
+    It is no more than what `unscaled` accepts: ASCII digits, as many behind the point as the scale, no sign.
+    """
+    return (
+        f"{shape.scale} < len({digits}) <= {shape.precision} and len({text}) - len({digits}) == 1"
+        f" and {text}[{-shape.scale - 1}] == '.' and {digits}.isdecimal() and {digits}.isascii()"
+    )
+
+
 def _decimal_table(shape: DecimalBytes, prefix: bytes, always: Mapping[Any, bytes]) -> _Table:
     precision, scale = shape.precision, shape.scale
     point = -scale - 1
-    heads = [prefix + long_bytes(size) for size in range(precision + 1)]  # an octet holds two digits and more
+    heads = _decimal_heads(shape, prefix)
 
     def make(text: str) -> bytes:
-        digits = text[:point] + text[point + 1 :]
-        usual = text[point : point + 1] == "." and scale < len(digits) <= precision
+        digits = text.replace(".", "", 1)
+        usual = scale < len(digits) <= precision and len(text) - len(digits) == 1 and text[point] == "."
         usual = usual and digits.isdecimal() and digits.isascii()  # then it needs no regular expression
         number = int(digits) if usual else unscaled(text, precision, scale)
-        size = (number.bit_length() + 8) // 8
+        size = (number.bit_length() + 8) >> 3
         return heads[size] + number.to_bytes(size, "big", signed=True)
 
     return _Table(make, always)
@@ -236,53 +253,140 @@ _SMALL = [_varint(zigzag) for zigzag in range(1 << 14)]  # numbers that end with
 
 _VARINT = "LOW[{0} & 16383] + HIGH{1}[{0} >> 14] if {0} > 16383 else SMALL[{0}]"
 _Tabled = Text | DecimalBytes | Choice  # their bytes come from a table of values seen before
+_Piece: TypeAlias = str | bytes  # an expression whose value is bytes, or bytes that are always the same
 
 
-def compile_encoder(shape: Record, *, prefix: bytes = b"") -> Encoder:
-    """Return a function that writes a record of `shape` as `prefix` and its Avro bytes.
+class Encoder:
+    """Writes records of one shape as a prefix and their Avro bytes."""
 
-    It raises EncodeError, naming the field, for a record that does not fit.
-    """
-    generator = _Generator()
-    code = compile(generator.function(shape, prefix), "<encoder compiled from a schema>", "exec")
-    exec(code, generator.constants)  # noqa: S102 - our own source, from our own schema; of the data it holds nothing
-    optimistic: Encoder = generator.constants["encode"]
+    def __init__(
+        self, shape: Record, *, prefix: bytes = b"", repeats: str = "", unique: frozenset[str] = frozenset()
+    ) -> None:
+        """`repeats` names a long of the record that the records inside it tend to say again: then it costs nothing.
 
-    def encode(record: Any) -> bytes:
-        try:
-            return optimistic(record)
-        except Exception as error:
-            for problem in explain(shape, record):
-                raise EncodeError(problem) from error
-            raise  # a record without a fault: the fault is ours
+        `unique` names decimals that are seldom the same twice; a table would only fill up with them.
+        """
+        self._shape = shape
+        generator = _Generator(repeats, unique)
+        code = compile(generator.function(shape, prefix), "<encoder compiled from a schema>", "exec")
+        exec(code, generator.constants)  # noqa: S102 - our own source, from our own schema; of the data it holds nothing
+        self._encode_into: Callable[[Iterable[Any], list[bytes | EncodeError]], None] = generator.constants[
+            "encode_into"
+        ]
 
-    return encode
+    def encode(self, record: Any) -> bytes:
+        """Return the bytes of one record; EncodeError, naming the field, if it does not fit."""
+        [encoded] = self.encode_all([record])
+        if isinstance(encoded, EncodeError):
+            raise encoded
+        return encoded
+
+    def encode_all(self, records: Sequence[Any]) -> list[bytes | EncodeError]:
+        """Return the bytes of each record, or in their place the EncodeError that names what does not fit."""
+        encoded: list[bytes | EncodeError] = []
+        while True:
+            try:
+                self._encode_into(islice(records, len(encoded), None), encoded)
+            except Exception as error:  # noqa: BLE001 - whatever a wrong value raises; what is no wrong value goes on
+                encoded.append(self._refusal(records[len(encoded)], error))
+            else:
+                return encoded
+
+    def _refusal(self, record: Any, error: Exception) -> EncodeError:
+        for problem in explain(self._shape, record):
+            refusal = EncodeError(problem)
+            refusal.__cause__ = error
+            return refusal
+        raise error  # a record without a fault: the fault is ours
 
 
 class _Generator:
-    """Writes the source of one function: statements that check and prepare, then one join of all pieces."""
+    """Writes the source of one function: a loop that checks and prepares the fields of a record, and joins all pieces.
 
-    def __init__(self) -> None:
-        self.constants: dict[str, Any] = {"LOW": _LOW, "SMALL": _SMALL, "join": b"".join}
+    A long is first compared with the one that the record before had in its place. What was read at once has one time
+    of receipt, and events of the same time come together.
+    """
+
+    def __init__(self, repeats: str, unique: frozenset[str]) -> None:
+        self.constants: dict[str, Any] = {"join": b"".join, "int": int, "len": len, "LOW": _LOW, "SMALL": _SMALL}
         self.constants |= {"HIGH32": _HighBits(32), "HIGH64": _HighBits(64)}
+        self._repeats = repeats
+        self._unique = unique
+        self._repeated: tuple[str, str] | None = None  # variables of the long `repeats`, and of its octets
+        self._first_lines: list[str] = []
         self._lines: list[str] = []
-        self._indent = 1
+        self._indent = 2
         self._names = 0
-        self._tables: dict[tuple[Shape, int | None], str] = {}
+        self._tables: dict[tuple[Shape, int | None, bytes], str] = {}
 
     def function(self, shape: Record, prefix: bytes) -> str:
-        pieces = self._record(shape, "record")
-        self._say(f"return join(({prefix!r}, {', '.join(pieces)}))")
-        return "\n".join(["def encode(record):", *self._lines])
+        names = self._take_apart(shape, "record")
+        fields = [(name, item) for name, (_, item) in zip(names, shape.fields, strict=True)]
+        branches = _branches(fields)
+        head = self._head(prefix, fields[: len(fields) - len(branches)], shape)
+        self._branch(head, branches)
+        parameters = ", ".join(f"{name}={name}" for name in self.constants)  # as parameters they are found faster
+        return "\n".join(
+            [
+                f"def encode_into(records, encoded, {parameters}):",
+                *self._first_lines,
+                "    for record in records:",
+                *self._lines,
+            ]
+        )
 
-    def _pieces(self, shape: Shape, value: str) -> list[str]:
-        """Say what must be said first, and return the expressions whose bytes, joined, are `value`."""
+    def _head(self, prefix: bytes, fields: Sequence[tuple[str, Shape]], shape: Record) -> list[_Piece]:
+        """Say the fields that every record has. A text at the very front keeps the prefix in its table."""
+        pieces: list[_Piece] = [prefix]
+        for (name, item), (field, _) in zip(fields, shape.fields, strict=False):
+            if pieces == [prefix] and isinstance(item, Text):
+                pieces = [f"{self._table(item, None, prefix)}[{name}]"]
+                continue
+            pieces += self._field(field, item, name)
+            if field == self._repeats:
+                self._repeated = name, str(pieces[-1])
+        return pieces
+
+    def _branch(self, head: list[_Piece], branches: Sequence[tuple[str, Nullable]]) -> None:
+        """Say the records at the end, of which a record has one: a way for each alone, and one for anything else."""
+        absent: list[_Piece] = [long_bytes(nullable.null_index) for _, nullable in branches]
+        for place, (name, nullable) in enumerate(branches):
+            others = [f"{other} is None" for other, _ in branches if other != name]
+            with self._block(f"{'elif' if place else 'if'} {' and '.join([f'{name} is not None', *others])}:"):
+                present = [long_bytes(1 - nullable.null_index), *self._pieces(nullable.item, name)]
+                self._write([*head, *absent[:place], *present, *absent[place + 1 :]])
+        with self._block("else:" if branches else "if True:"):
+            self._write(head + [piece for name, nullable in branches for piece in self._nullable(nullable, name)])
+
+    def _write(self, pieces: list[_Piece]) -> None:
+        self._say(f"encoded.append(join(({', '.join(_sources(pieces))},)))")
+
+    def _field(self, field: str, shape: Shape, value: str) -> list[_Piece]:
+        item, null_index = (shape.item, shape.null_index) if isinstance(shape, Nullable) else (shape, None)
+        if field in self._unique and isinstance(item, DecimalBytes):
+            return self._decimal(item, null_index, value)
+        return self._pieces(shape, value)
+
+    def _decimal(self, shape: DecimalBytes, null_index: int | None, value: str) -> list[_Piece]:
+        """Say how the usual text of a decimal becomes bytes without a table; anything else goes through one."""
+        digits, octets, size = self._name(), self._name(), self._name()
+        heads = f"HEADS{null_index}"
+        self.constants[heads] = _decimal_heads(shape, b"" if null_index is None else long_bytes(1 - null_index))
+        self._say(f"{digits} = '' if {value} is None else {value}.replace('.', '', 1)")
+        with self._block(f"if {_usual(shape, value, digits)}:"):
+            self._say(f"{digits} = int({digits})")
+            self._say(f"{size} = {digits}.bit_length() + 8 >> 3")
+            self._say(f"{octets} = {heads}[{size}] + {digits}.to_bytes({size}, 'big')")
+        self._say(f"else: {octets} = {self._table(shape, null_index)}[{value}]")
+        return [octets]
+
+    def _pieces(self, shape: Shape, value: str) -> list[_Piece]:
+        """Say what must be said first, and return the pieces whose bytes, joined, are `value`."""
         match shape:
             case Whole():
                 return self._whole(shape, value)
             case Flag():
-                self._say(f"if {value} is not True and {value} is not False: raise TypeError")
-                return [f"(b'\\x01' if {value} else b'\\x00')"]
+                return self._flag(value)
             case Nullable():
                 return self._nullable(shape, value)
             case Many():
@@ -292,26 +396,46 @@ class _Generator:
             case _:
                 return [f"{self._table(shape, None)}[{value}]"]
 
-    def _whole(self, shape: Whole, value: str) -> list[str]:
-        zigzag = self._name()
-        self._say(f"if type({value}) is not int: raise TypeError")
-        self._say(f"{zigzag} = {value} << 1 if {value} >= 0 else ~({value} << 1)")
-        return [f"({_VARINT.format(zigzag, shape.bits)})"]
+    def _whole(self, shape: Whole, value: str) -> list[_Piece]:
+        zigzag, octets, last = self._name(), self._name(), self._name()
+        self._first_lines.append(f"    {last} = {octets} = None")
+        if self._repeated is not None:
+            self._say(f"if {value} is {self._repeated[0]}: {last}, {octets} = {value}, {self._repeated[1]}")
+        with self._block(f"{'if' if self._repeated is None else 'elif'} {value} is not {last}:"):
+            self._say(f"if type({value}) is not int: raise TypeError")
+            with self._block(f"if {value} != {last}:"):
+                self._say(f"{zigzag} = {value} << 1 if {value} >= 0 else ~({value} << 1)")
+                self._say(f"{octets} = {_VARINT.format(zigzag, shape.bits)}")
+            self._say(f"{last} = {value}")
+        return [octets]
 
-    def _nullable(self, shape: Nullable, value: str) -> list[str]:
-        null, present = long_bytes(shape.null_index), long_bytes(1 - shape.null_index)
+    def _flag(self, value: str) -> list[_Piece]:
+        octets = self._name()
+        self._say(f"if {value} is True: {octets} = b'\\x01'")
+        self._say(f"elif {value} is False: {octets} = b'\\x00'")
+        self._say("else: raise TypeError")
+        return [octets]
+
+    def _nullable(self, shape: Nullable, value: str) -> list[_Piece]:
         if isinstance(shape.item, _Tabled):
             return [f"{self._table(shape.item, shape.null_index)}[{value}]"]
         out = self._name()
-        self._say(f"if {value} is None: {out} = {null!r}")
-        self._say("else:")
-        self._indent += 1
-        pieces = self._pieces(shape.item, value)
-        self._say(f"{out} = {' + '.join([repr(present), *pieces])}")
-        self._indent -= 1
+        self._say(f"if {value} is None: {out} = {long_bytes(shape.null_index)!r}")
+        with self._block("else:"):
+            pieces = [long_bytes(1 - shape.null_index), *self._pieces(shape.item, value)]
+            self._say(f"{out} = {' + '.join(_sources(pieces))}")
         return [out]
 
-    def _record(self, shape: Record, value: str) -> list[str]:
+    def _record(self, shape: Record, value: str) -> list[_Piece]:
+        names = self._take_apart(shape, value)
+        return [
+            piece
+            for name, (field, item) in zip(names, shape.fields, strict=True)
+            for piece in self._field(field, item, name)
+        ]
+
+    def _take_apart(self, shape: Record, value: str) -> list[str]:
+        """Give every field of a record a variable; return their names."""
         names = [self._name() for _ in shape.fields]
         if shape.positional:
             self._say(f"if type({value}) is not tuple: raise TypeError")
@@ -319,11 +443,9 @@ class _Generator:
         else:
             for name, (field, _) in zip(names, shape.fields, strict=True):
                 self._say(f"{name} = {value}.{field}")
-        return [
-            piece for name, (_, item) in zip(names, shape.fields, strict=True) for piece in self._pieces(item, name)
-        ]
+        return names
 
-    def _many(self, shape: Many, value: str) -> list[str]:
+    def _many(self, shape: Many, value: str) -> list[_Piece]:
         out, count = self._name(), self._name()
         self._say(f"if type({value}) is not list: raise TypeError")
         if _is_tuple_of_tabled(shape.item):
@@ -344,17 +466,15 @@ class _Generator:
     def _items(self, shape: Shape, value: str, out: str) -> None:
         item = self._name()
         self._say(f"{out} = []")
-        self._say(f"for {item} in {value}:")
-        self._indent += 1
-        self._say(f"{out}.append({' + '.join(self._pieces(shape, item))})")
-        self._indent -= 1
+        with self._block(f"for {item} in {value}:"):
+            self._say(f"{out}.append({' + '.join(_sources(self._pieces(shape, item)))})")
 
-    def _table(self, shape: Shape, null_index: int | None) -> str:
-        """Return the name of the table from values of `shape` to bytes, branch number of a nullable one included."""
-        key = (shape, null_index)
+    def _table(self, shape: Shape, null_index: int | None, lead: bytes = b"") -> str:
+        """Return the name of the table from values of `shape` to `lead`, the branch of a nullable one, and bytes."""
+        key = (shape, null_index, lead)
         if key not in self._tables:
             self._tables[key] = f"TABLE{len(self._tables)}"
-            self.constants[self._tables[key]] = _table(shape, null_index)
+            self.constants[self._tables[key]] = _table(*key)
         return self._tables[key]
 
     def _name(self) -> str:
@@ -364,14 +484,40 @@ class _Generator:
     def _say(self, line: str) -> None:
         self._lines.append("    " * self._indent + line)
 
+    @contextmanager
+    def _block(self, opening: str) -> Iterator[None]:
+        self._say(opening)
+        self._indent += 1
+        yield
+        self._indent -= 1
+
+
+def _sources(pieces: Iterable[_Piece]) -> list[str]:
+    """Return the expressions of some pieces, constants that stand together made one."""
+    sources: list[str] = []
+    for is_constant, group in groupby(pieces, lambda piece: isinstance(piece, bytes)):
+        members = list(group)
+        sources += [repr(b"".join(cast("list[bytes]", members)))] if is_constant else cast("list[str]", members)
+    return sources
+
+
+def _branches(fields: Sequence[tuple[str, Shape]]) -> list[tuple[str, Nullable]]:
+    """Return the nullable records that stand at the end of a record, one beside the other."""
+    branches: list[tuple[str, Nullable]] = []
+    for name, shape in reversed(fields):
+        if not isinstance(shape, Nullable) or not isinstance(shape.item, Record):
+            break
+        branches.insert(0, (name, shape))
+    return branches
+
 
 def _is_tuple_of_tabled(shape: Shape) -> TypeGuard[Record]:
     return isinstance(shape, Record) and shape.positional and all(isinstance(item, _Tabled) for _, item in shape.fields)
 
 
-def _table(shape: Shape, null_index: int | None) -> dict[Any, bytes]:
-    prefix = b"" if null_index is None else long_bytes(1 - null_index)
-    always = {} if null_index is None else {None: long_bytes(null_index)}
+def _table(shape: Shape, null_index: int | None, lead: bytes = b"") -> dict[Any, bytes]:
+    prefix = lead if null_index is None else lead + long_bytes(1 - null_index)
+    always = {} if null_index is None else {None: lead + long_bytes(null_index)}
     match shape:
         case DecimalBytes():
             return _decimal_table(shape, prefix, always)

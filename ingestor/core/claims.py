@@ -308,7 +308,8 @@ class Coverage:
     def acknowledge(self, claims: Iterable[Claim]) -> None:
         """Cover what Kinesis accepted; what belongs to a subscription that is not counted is let go (fetched again)."""
         entries, restarted = self._entries, self._restarted
-        for subscription, first, last in claims:
+        for claim in claims:
+            subscription, first, last = claim.subscription, claim.first, claim.last
             entry = entries.get(subscription)
             if entry is None or (restarted and not self._is_of_this_generation(subscription, first, last)):
                 continue

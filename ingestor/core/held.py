@@ -33,9 +33,9 @@ class Held:
         """Note what Kinesis accepted; return the claims that speak of the venue's present ids."""
         if not self._held:
             return claims
-        for subscription, first, last in claims:
-            if subscription in self._held:
-                self._acknowledged.setdefault(subscription, Intervals()).add(first, last)
+        for claim in claims:
+            if claim.subscription in self._held:
+                self._acknowledged.setdefault(claim.subscription, Intervals()).add(claim.first, claim.last)
         return [claim for claim in claims if not self._is_outdated(claim)]
 
     def settle(self, subscription: Subscription, missing: Intervals, *, is_restarted: bool) -> Intervals:

@@ -494,9 +494,10 @@ def joined_claims(records: Iterable[EncodedRecord]) -> list[Claim]:
     joined: list[Claim] = []
     runs: dict[Subscription, list[int]] = {}
     for record in records:
-        if record.claim is None:
+        claim = record.claim
+        if claim is None:
             continue
-        subscription, first, last = record.claim
+        subscription, first, last = claim.subscription, claim.first, claim.last
         run = runs.get(subscription)
         if run is None:
             runs[subscription] = [first, last]

@@ -123,7 +123,7 @@ class RecordBatch(Struct, frozen=True):
     size_bytes: int
 
 
-class Claim(NamedTuple):
+class Claim(Struct, frozen=True, gc=False, order=True, array_like=True):
     """Ids `first` to `last` (inclusive) of a subscription that a record stands for (completeness.md §1)."""
 
     subscription: Subscription

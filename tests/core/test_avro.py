@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.core import avro
-from ingestor.core.avro import compile_encoder, explain, read_shape
+from ingestor.core.avro import Encoder, explain, read_shape
 from ingestor.core.errors import EncodeError
-from ingestor.core.model import Claim, Depth, Hole, Kline, MarketData, Subscription
+from ingestor.core.model import Claim, Depth, Hole, Kline, MarketData, Subscription, Trade
 from tests.fakes.market_records import (
     MARKET_DATA,
     PATIENT,
@@ -29,7 +29,8 @@ from tests.fakes.market_records import (
 )
 
 SHAPE = read_shape(MARKET_DATA, positional=frozenset({"Level"}))
-ENCODE = compile_encoder(SHAPE)
+ENCODER = Encoder(SHAPE, repeats="sequence", unique=frozenset({"volume", "quote_volume"}))
+ENCODE = ENCODER.encode
 
 
 @PATIENT
@@ -37,6 +38,39 @@ ENCODE = compile_encoder(SHAPE)
 def test_every_record_has_the_bytes_of_fastavro(record: MarketData) -> None:
     """Over the whole schema: every nested record, long, decimal, sign, text and array."""
     assert ENCODE(record) == fastavro_bytes(MARKET_DATA, plain(record))
+
+
+few_longs = st.sampled_from([0, 1, 70_000, -70_000, 2**40, 2**40 + 1])  # so that neighbours are often equal
+pairs = st.lists(st.tuples(st.sampled_from(["1", "2.50000000"]), st.sampled_from(["1", "y"])), max_size=2)
+neighbours = st.builds(
+    MarketData,
+    st.sampled_from(["BTCUSDT", "é", ""]),
+    few_longs,
+    st.none() | st.sampled_from(["1.00000000", "0.00000001", "-1", "1"]),
+    st.none() | st.sampled_from(["1.00000000", "0.00000001", "-1", "1", "x"]),
+    st.none(),
+    st.none() | st.just("5.00000000"),
+    st.sampled_from(["websocket", "rest"]),
+    st.just("trade"),
+    few_longs | st.sampled_from([True, 1.0, 2**63]),
+    few_longs,
+    st.none() | st.builds(Trade, few_longs | st.just(True), st.booleans() | st.just(1)),
+    st.none() | st.builds(Depth, few_longs, few_longs, st.booleans(), pairs, pairs),
+    st.none(),
+    st.none() | st.builds(Hole, st.just("trade"), few_longs, few_longs, st.just("poison"), few_longs),
+)
+
+
+@PATIENT
+@given(st.lists(neighbours, max_size=8))
+def test_a_record_is_encoded_as_if_it_were_alone(batch: list[MarketData]) -> None:
+    """What is remembered of the record before helps only where both say the same, and a wrong one spoils no other."""
+    for record, encoded in zip(batch, ENCODER.encode_all(batch), strict=True):
+        if isinstance(encoded, EncodeError):
+            assert str(encoded) in list(explain(SHAPE, record))
+        else:
+            assert encoded == fastavro_bytes(MARKET_DATA, plain(record))
+            assert not list(explain(SHAPE, record))
 
 
 @pytest.mark.parametrize("number", [0, 63, 64, 8191, 8192, 16383, 16384, 2**31, 2**50 - 1, 2**50, 2**63 - 1])
@@ -61,7 +95,7 @@ def test_zeros_beyond_the_scale_change_nothing() -> None:
 
 def test_the_prefix_stands_before_the_record() -> None:
     """A framing costs no copy of the record."""
-    assert compile_encoder(SHAPE, prefix=b"\xc3\x01")(market_record()) == b"\xc3\x01" + ENCODE(market_record())
+    assert Encoder(SHAPE, prefix=b"\xc3\x01").encode(market_record()) == b"\xc3\x01" + ENCODE(market_record())
 
 
 BAD_DECIMALS: list[Any] = [
@@ -199,7 +233,7 @@ class _Fickle:
 
 def test_an_error_that_the_record_does_not_explain_is_a_bug_and_stays_one() -> None:
     """A fault of the encoder must not pass for poison."""
-    encode = compile_encoder(read_shape({"type": "record", "name": "A", "fields": [{"name": "price", "type": "long"}]}))
+    encode = Encoder(read_shape({"type": "record", "name": "A", "fields": [{"name": "price", "type": "long"}]})).encode
     with pytest.raises(LookupError):
         encode(_Fickle())
 
@@ -256,7 +290,7 @@ SOUND: dict[str, Any] = {
 def test_the_generator_is_not_written_for_one_schema(change: dict[str, Any]) -> None:
     """Other types, unions the other way round, arrays of anything, names used again: still the bytes of fastavro."""
     fields = SOUND | change
-    encode = compile_encoder(read_shape(EVERYTHING, positional=frozenset({"Pair"})))
+    encode = Encoder(read_shape(EVERYTHING, positional=frozenset({"Pair"}))).encode
     pairs = [{"id": number, "name": name} for number, name in fields["pairs"]]
     reference = fields | {"pairs": pairs, "small": Decimal(fields["small"])}
     assert encode(SimpleNamespace(**fields)) == fastavro_bytes(EVERYTHING, reference)
@@ -277,7 +311,7 @@ def test_the_generator_is_not_written_for_one_schema(change: dict[str, Any]) -> 
 )
 def test_other_schemas_refuse_too(change: dict[str, Any]) -> None:
     """The same strictness everywhere."""
-    encode = compile_encoder(read_shape(EVERYTHING, positional=frozenset({"Pair"})))
+    encode = Encoder(read_shape(EVERYTHING, positional=frozenset({"Pair"}))).encode
     (field,) = change
     with pytest.raises(EncodeError, match=field):
         encode(SimpleNamespace(**(SOUND | change)))
@@ -299,7 +333,7 @@ def test_only_records_are_compiled() -> None:
 def test_tables_start_over_when_they_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded whatever the venue sends, and the bytes stay right."""
     monkeypatch.setattr(avro, "TABLE_LIMIT", 3)
-    encode = compile_encoder(SHAPE)
+    encode = Encoder(SHAPE).encode
     for number in range(40):
         record = market_record(price=f"{number}.5", bid_price=None, sequence=number << 20, symbol=f"S{number % 9}")
         assert encode(record) == fastavro_bytes(MARKET_DATA, plain(record))

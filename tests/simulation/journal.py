@@ -73,8 +73,8 @@ class Journal:
         """Note what a life was told of its entries."""
         for entry, failure in zip(entries, answer, strict=True):
             if failure is None:
-                for subscription, first, last in self._claims[entry.data]:
-                    self.acknowledged.setdefault(subscription, Intervals()).add(first, last)
+                for claim in self._claims[entry.data]:
+                    self.acknowledged.setdefault(claim.subscription, Intervals()).add(claim.first, claim.last)
 
     def take_beat(self, _shard: int, entry: StoredRecord, life: int) -> None:
         """Note a heartbeat, which may claim nothing that was not acknowledged."""

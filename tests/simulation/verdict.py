@@ -119,7 +119,7 @@ def _depth_values(
 ) -> Any:
     """Join the windows that a diff covers: connections cut them differently."""
     assert each.claim is not None
-    subscription, first, last = each.claim
+    subscription, first, last = each.claim.subscription, each.claim.first, each.claim.last
     windows = []
     while True:
         key = subscription, last
