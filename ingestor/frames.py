@@ -9,6 +9,7 @@ process.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -38,12 +39,13 @@ TEXT: Final = 0x01
 BINARY: Final = 0x02
 CLOSE: Final = 0x88
 CONTROL: Final = frozenset({CLOSE, 0x89, 0x8A})
-WHOLE_TEXT: Final = FIN | TEXT
-NOTHING: Final = -1  # equals no byte
 # Second byte: mask bit, then a length below 126 or the width of the length that follows.
 LENGTH_16: Final = 126
 LENGTH_64: Final = 127
-MASKED: Final = 0x80
+LONGEST_16: Final = 0xFFFF
+# The head of nearly every frame: a whole text message, and a length of two bytes.
+WHOLE_TEXT_16: Final = (FIN | TEXT) << 8 | LENGTH_16
+read_head: Final = Struct(">HH").unpack_from
 
 REFUSALS: Final = {
     403: "the venue's firewall refused it",
@@ -69,6 +71,31 @@ class Sliced(NamedTuple):
     messages: list[bytes]
     passthrough: bytes
     error: DisconnectedError | None = None
+
+
+class Frame(NamedTuple):
+    """Where the payload of a frame begins and ends, and how many bytes are missing that are known of."""
+
+    start: int
+    stop: int
+    missing: int
+
+
+def cut_texts(data: bytes, position: int, longest: int, messages: list[bytes]) -> int:
+    """Cut out the run of whole text messages, each of 126 to `longest` bytes, at `position`; return where it ends.
+
+    Nearly every message of the venue is one, and this loop is what it costs.
+    """
+    end = len(data)
+    while position + 4 <= end:
+        head, length = read_head(data, position)
+        start = position + 4
+        stop = start + length
+        if head != WHOLE_TEXT_16 or stop > end or not LENGTH_16 <= length <= longest:
+            break
+        messages.append(data[start:stop])
+        position = stop
+    return position
 
 
 class FrameSlicer:
@@ -124,53 +151,56 @@ class FrameSlicer:
         self.is_open = True
         return self._slice(data, end)
 
-    def _slice(self, data: bytes, position: int) -> Sliced:  # noqa: C901 - calls in this loop would cost what it saves
-        """Cut every whole frame from `position` on in one pass."""
+    def _slice(self, data: bytes, position: int) -> Sliced:
+        """Cut every whole frame from `position` on: most of them in runs, the others one by one."""
         messages: list[bytes] = []
         passed = [data[:position]]
-        end = len(data)
         missing = 1
-        # What may stand alone as a message: inside a fragmented message no other one may begin.
-        whole = WHOLE_TEXT if self._fragments is None else NOTHING
-        while end - position >= 2:
-            first, length = data[position], data[position + 1]
-            start = position + 2
-            if length >= LENGTH_16:
-                if length > LENGTH_64:
-                    return self._fail(messages, passed, "masked frame from the server")
-                start += 2 if length == LENGTH_16 else 8
-                if start > end:
-                    missing = start - end
-                    break
-                shortest = LENGTH_16 if length == LENGTH_16 else 0x10000
-                length = int.from_bytes(data[position + 2 : start])
-                if length < shortest:
-                    return self._fail(messages, passed, "frame length not in its shortest form")
-                if length > self._max_message_bytes:
-                    return self._fail(messages, passed, f"message of more than {self._max_message_bytes} bytes")
-            stop = start + length
-            if first != whole and (flaw := self._flaw(first, length)):
-                return self._fail(messages, passed, flaw)
-            if stop > end:
-                missing = stop - end
+        while True:
+            if self._fragments is None:  # inside a fragmented message no other one may begin
+                position = cut_texts(data, position, min(self._max_message_bytes, LONGEST_16), messages)
+            frame = self._frame(data, position)
+            if isinstance(frame, str):
+                return self._fail(messages, passed, frame)
+            if frame.missing:
+                missing = frame.missing
                 break
-            if first == whole:
-                messages.append(data[start:stop])
-            elif first in CONTROL:
-                passed.append(data[position:stop])
+            first = data[position]
+            if first in CONTROL:
+                passed.append(data[position : frame.stop])
                 if first == CLOSE:  # what follows a close frame means nothing (RFC 6455 §5.5.1)
                     self._is_closed = True
-                    position = end
+                    position = len(data)
                     break
             else:
-                messages += self._put_together(first, data[start:stop])
-                whole = WHOLE_TEXT if self._fragments is None else NOTHING
-            position = stop
+                messages += self._put_together(first, data[frame.start : frame.stop])
+            position = frame.stop
         self._hold(data[position:], missing)
         return Sliced(messages, b"".join(passed))
 
+    def _frame(self, data: bytes, position: int) -> Frame | str:
+        """Read the head of the frame at `position`, of any kind; a text says what is wrong with it."""
+        start = position + 2
+        if start > len(data):
+            return Frame(start, start, start - len(data))
+        first, length = data[position], data[position + 1]
+        if length >= LENGTH_16:
+            if length > LENGTH_64:
+                return "masked frame from the server"
+            start += 2 if length == LENGTH_16 else 8
+            if start > len(data):
+                return Frame(start, start, start - len(data))
+            shortest = LENGTH_16 if length == LENGTH_16 else LONGEST_16 + 1
+            length = int.from_bytes(data[position + 2 : start])
+            if length < shortest:
+                return "frame length not in its shortest form"
+            if length > self._max_message_bytes:
+                return f"message of more than {self._max_message_bytes} bytes"
+        stop = start + length
+        return self._flaw(first, length) or Frame(start, stop, max(0, stop - len(data)))
+
     def _flaw(self, first: int, length: int) -> str | None:
-        """Say what is wrong with a frame that is not simply a text message; None if nothing is."""
+        """Say what is wrong with a frame by its first byte and its length; None if nothing is."""
         if first in CONTROL:
             return "control frame longer than 125 bytes" if length >= LENGTH_16 else None
         if first & RESERVED_BITS:
