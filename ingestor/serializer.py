@@ -161,17 +161,14 @@ class Serializer:
     def encode_batch(self, batch: RecordBatch) -> tuple[EncodedBatch, list[DeadLetter]]:
         """Encode every record, in order; one that does not fit becomes a dead letter, and a hole if it claimed ids."""
         records = batch.records
-        data = self._encoder.encode_all(records)
-        encoded: list[EncodedRecord] = []
+        data, refusals = self._encoder.encode_all(records)
+        encoded = list(map(EncodedRecord, map(self._key_of, records), data, map(claim_of, records)))
         letters: list[DeadLetter] = []
-        for position, (record, key, octets) in enumerate(zip(records, map(self._key_of, records), data, strict=True)):
-            if isinstance(octets, EncodeError):
-                letter, hole = self._give_up(record, batch.raws[position], octets)
-                letters.append(letter)
-                encoded += hole
-            else:
-                encoded.append(EncodedRecord(key, octets, claim_of(record)))
-        size_bytes = sum([len(record.data) for record in encoded]) + RECORD_OVERHEAD_BYTES * len(encoded)
+        for position in sorted(refusals, reverse=True):
+            letter, hole = self._give_up(records[position], batch.raws[position], refusals[position])
+            letters.insert(0, letter)
+            encoded[position : position + 1] = hole
+        size_bytes = sum(map(len, data)) + RECORD_OVERHEAD_BYTES * len(encoded)  # a hole is nearly all overhead
         return EncodedBatch(encoded, batch.received_s, size_bytes), letters
 
     def _give_up(self, record: MarketData, raw: bytes, error: EncodeError) -> tuple[DeadLetter, list[EncodedRecord]]:

@@ -16,7 +16,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeGuard, cast
 
 from ingestor.core.errors import EncodeError
 
@@ -217,8 +217,8 @@ def _usual(shape: DecimalBytes, text: str, digits: str) -> str:
     It is no more than what `unscaled` accepts: ASCII digits, as many behind the point as the scale, no sign.
     """
     return (
-        f"{shape.scale} < len({digits}) <= {shape.precision} and len({text}) - len({digits}) == 1"
-        f" and {text}[{-shape.scale - 1}] == '.' and {digits}.isdecimal() and {digits}.isascii()"
+        f"{shape.scale} < len({digits}) <= {shape.precision} and {text}[{-shape.scale - 1}] == '.'"
+        f" and {digits}.isdecimal() and {digits}.isascii()"
     )
 
 
@@ -229,7 +229,7 @@ def _decimal_table(shape: DecimalBytes, prefix: bytes, always: Mapping[Any, byte
 
     def make(text: str) -> bytes:
         digits = text.replace(".", "", 1)
-        usual = scale < len(digits) <= precision and len(text) - len(digits) == 1 and text[point] == "."
+        usual = scale < len(digits) <= precision and text[point] == "."
         usual = usual and digits.isdecimal() and digits.isascii()  # then it needs no regular expression
         number = int(digits) if usual else unscaled(text, precision, scale)
         size = (number.bit_length() + 8) >> 3
@@ -256,6 +256,22 @@ _Tabled = Text | DecimalBytes | Choice  # their bytes come from a table of value
 _Piece: TypeAlias = str | bytes  # an expression whose value is bytes, or bytes that are always the same
 
 
+class _Field(NamedTuple):
+    """A field of a record, and the variable that holds its value."""
+
+    name: str
+    shape: Shape
+    variable: str
+
+
+class _Branch(NamedTuple):
+    """A field that is a record or null."""
+
+    name: str
+    shape: Nullable
+    variable: str
+
+
 class Encoder:
     """Writes records of one shape as a prefix and their Avro bytes."""
 
@@ -270,27 +286,28 @@ class Encoder:
         generator = _Generator(repeats, unique)
         code = compile(generator.function(shape, prefix), "<encoder compiled from a schema>", "exec")
         exec(code, generator.constants)  # noqa: S102 - our own source, from our own schema; of the data it holds nothing
-        self._encode_into: Callable[[Iterable[Any], list[bytes | EncodeError]], None] = generator.constants[
-            "encode_into"
-        ]
+        self._encode_into: Callable[[Iterable[Any], list[bytes]], None] = generator.constants["encode_into"]
 
     def encode(self, record: Any) -> bytes:
         """Return the bytes of one record; EncodeError, naming the field, if it does not fit."""
-        [encoded] = self.encode_all([record])
-        if isinstance(encoded, EncodeError):
-            raise encoded
+        [encoded], refusals = self.encode_all([record])
+        for refusal in refusals.values():
+            raise refusal
         return encoded
 
-    def encode_all(self, records: Sequence[Any]) -> list[bytes | EncodeError]:
-        """Return the bytes of each record, or in their place the EncodeError that names what does not fit."""
-        encoded: list[bytes | EncodeError] = []
+    def encode_all(self, records: Sequence[Any]) -> tuple[list[bytes], dict[int, EncodeError]]:
+        """Return the bytes of each record, none for those that do not fit, and what is wrong with these by position."""
+        encoded: list[bytes] = []
+        refusals: dict[int, EncodeError] = {}
         while True:
             try:
                 self._encode_into(islice(records, len(encoded), None), encoded)
             except Exception as error:  # noqa: BLE001 - whatever a wrong value raises; what is no wrong value goes on
-                encoded.append(self._refusal(records[len(encoded)], error))
+                position = len(encoded)
+                refusals[position] = self._refusal(records[position], error)
+                encoded.append(b"")
             else:
-                return encoded
+                return encoded, refusals
 
     def _refusal(self, record: Any, error: Exception) -> EncodeError:
         for problem in explain(self._shape, record):
@@ -308,7 +325,7 @@ class _Generator:
     """
 
     def __init__(self, repeats: str, unique: frozenset[str]) -> None:
-        self.constants: dict[str, Any] = {"join": b"".join, "int": int, "len": len, "LOW": _LOW, "SMALL": _SMALL}
+        self.constants: dict[str, Any] = {"NOTHING": object(), "join": b"".join, "LOW": _LOW, "SMALL": _SMALL}
         self.constants |= {"HIGH32": _HighBits(32), "HIGH64": _HighBits(64)}
         self._repeats = repeats
         self._unique = unique
@@ -316,14 +333,13 @@ class _Generator:
         self._first_lines: list[str] = []
         self._lines: list[str] = []
         self._indent = 2
-        self._names = 0
+        self._variables = 0
         self._tables: dict[tuple[Shape, int | None, bytes], str] = {}
 
     def function(self, shape: Record, prefix: bytes) -> str:
-        names = self._take_apart(shape, "record")
-        fields = [(name, item) for name, (_, item) in zip(names, shape.fields, strict=True)]
+        fields = self._take_apart(shape, "record")
         branches = _branches(fields)
-        head = self._head(prefix, fields[: len(fields) - len(branches)], shape)
+        head = self._head(prefix, fields[: len(fields) - len(branches)])
         self._branch(head, branches)
         parameters = ", ".join(f"{name}={name}" for name in self.constants)  # as parameters they are found faster
         return "\n".join(
@@ -335,41 +351,64 @@ class _Generator:
             ]
         )
 
-    def _head(self, prefix: bytes, fields: Sequence[tuple[str, Shape]], shape: Record) -> list[_Piece]:
+    def _head(self, prefix: bytes, fields: Sequence[_Field]) -> list[_Piece]:
         """Say the fields that every record has. A text at the very front keeps the prefix in its table."""
         pieces: list[_Piece] = [prefix]
-        for (name, item), (field, _) in zip(fields, shape.fields, strict=False):
-            if pieces == [prefix] and isinstance(item, Text):
-                pieces = [f"{self._table(item, None, prefix)}[{name}]"]
-                continue
-            pieces += self._field(field, item, name)
-            if field == self._repeats:
-                self._repeated = name, str(pieces[-1])
+        if fields and isinstance(fields[0].shape, Text):
+            pieces = [f"{self._table(fields[0].shape, None, prefix)}[{fields[0].variable}]"]
+            fields = fields[1:]
+        for is_tabled, group in groupby(fields, self._is_tabled):
+            members = list(group)
+            if is_tabled and len(members) > 1:
+                pieces += self._run(members)
+            else:
+                pieces += [piece for field in members for piece in self._field(field)]
         return pieces
 
-    def _branch(self, head: list[_Piece], branches: Sequence[tuple[str, Nullable]]) -> None:
+    def _is_tabled(self, field: _Field) -> bool:
+        shape = field.shape.item if isinstance(field.shape, Nullable) else field.shape
+        return isinstance(shape, _Tabled) and field.name not in self._unique
+
+    def _run(self, run: Sequence[_Field]) -> list[_Piece]:
+        """Say tabled fields that stand together as one piece, which is that of the record before as long as they are."""
+        octets, *known = [self._variable() for _ in range(len(run) + 1)]
+        self._first_lines.append(f"    {' = '.join([octets, *known])} = NOTHING")
+        changes = [f"{field.variable} is not {before}" for field, before in zip(run, known, strict=True)]
+        with self._block(f"if {' or '.join(changes)}:"):
+            pieces = [piece for field in run for piece in self._pieces(field.shape, field.variable)]
+            self._say(f"{octets} = {' + '.join(_sources(pieces))}")
+            self._say(f"{', '.join(known)} = {', '.join([field.variable for field in run])}")
+        return [octets]
+
+    def _branch(self, head: list[_Piece], branches: Sequence[_Branch]) -> None:
         """Say the records at the end, of which a record has one: a way for each alone, and one for anything else."""
-        absent: list[_Piece] = [long_bytes(nullable.null_index) for _, nullable in branches]
-        for place, (name, nullable) in enumerate(branches):
-            others = [f"{other} is None" for other, _ in branches if other != name]
-            with self._block(f"{'elif' if place else 'if'} {' and '.join([f'{name} is not None', *others])}:"):
-                present = [long_bytes(1 - nullable.null_index), *self._pieces(nullable.item, name)]
+        absent: list[_Piece] = [long_bytes(branch.shape.null_index) for branch in branches]
+        for place, branch in enumerate(branches):
+            others = [f"{other.variable} is None" for other in branches if other is not branch]
+            condition = " and ".join([f"{branch.variable} is not None", *others])
+            with self._block(f"{'elif' if place else 'if'} {condition}:"):
+                present = [long_bytes(1 - branch.shape.null_index), *self._pieces(branch.shape.item, branch.variable)]
                 self._write([*head, *absent[:place], *present, *absent[place + 1 :]])
         with self._block("else:" if branches else "if True:"):
-            self._write(head + [piece for name, nullable in branches for piece in self._nullable(nullable, name)])
+            rest = [piece for branch in branches for piece in self._nullable(branch.shape, branch.variable)]
+            self._write([*head, *rest])
 
     def _write(self, pieces: list[_Piece]) -> None:
         self._say(f"encoded.append(join(({', '.join(_sources(pieces))},)))")
 
-    def _field(self, field: str, shape: Shape, value: str) -> list[_Piece]:
+    def _field(self, field: _Field) -> list[_Piece]:
+        shape, value = field.shape, field.variable
         item, null_index = (shape.item, shape.null_index) if isinstance(shape, Nullable) else (shape, None)
-        if field in self._unique and isinstance(item, DecimalBytes):
+        if field.name in self._unique and isinstance(item, DecimalBytes):
             return self._decimal(item, null_index, value)
-        return self._pieces(shape, value)
+        pieces = self._pieces(shape, value)
+        if field.name == self._repeats and self._repeated is None:
+            self._repeated = value, str(pieces[-1])
+        return pieces
 
     def _decimal(self, shape: DecimalBytes, null_index: int | None, value: str) -> list[_Piece]:
         """Say how the usual text of a decimal becomes bytes without a table; anything else goes through one."""
-        digits, octets, size = self._name(), self._name(), self._name()
+        digits, octets, size = self._variable(), self._variable(), self._variable()
         heads = f"HEADS{null_index}"
         self.constants[heads] = _decimal_heads(shape, b"" if null_index is None else long_bytes(1 - null_index))
         self._say(f"{digits} = '' if {value} is None else {value}.replace('.', '', 1)")
@@ -397,7 +436,7 @@ class _Generator:
                 return [f"{self._table(shape, None)}[{value}]"]
 
     def _whole(self, shape: Whole, value: str) -> list[_Piece]:
-        zigzag, octets, last = self._name(), self._name(), self._name()
+        zigzag, octets, last = self._variable(), self._variable(), self._variable()
         self._first_lines.append(f"    {last} = {octets} = None")
         if self._repeated is not None:
             self._say(f"if {value} is {self._repeated[0]}: {last}, {octets} = {value}, {self._repeated[1]}")
@@ -410,7 +449,7 @@ class _Generator:
         return [octets]
 
     def _flag(self, value: str) -> list[_Piece]:
-        octets = self._name()
+        octets = self._variable()
         self._say(f"if {value} is True: {octets} = b'\\x01'")
         self._say(f"elif {value} is False: {octets} = b'\\x00'")
         self._say("else: raise TypeError")
@@ -419,7 +458,7 @@ class _Generator:
     def _nullable(self, shape: Nullable, value: str) -> list[_Piece]:
         if isinstance(shape.item, _Tabled):
             return [f"{self._table(shape.item, shape.null_index)}[{value}]"]
-        out = self._name()
+        out = self._variable()
         self._say(f"if {value} is None: {out} = {long_bytes(shape.null_index)!r}")
         with self._block("else:"):
             pieces = [long_bytes(1 - shape.null_index), *self._pieces(shape.item, value)]
@@ -427,26 +466,21 @@ class _Generator:
         return [out]
 
     def _record(self, shape: Record, value: str) -> list[_Piece]:
-        names = self._take_apart(shape, value)
-        return [
-            piece
-            for name, (field, item) in zip(names, shape.fields, strict=True)
-            for piece in self._field(field, item, name)
-        ]
+        return [piece for field in self._take_apart(shape, value) for piece in self._field(field)]
 
-    def _take_apart(self, shape: Record, value: str) -> list[str]:
-        """Give every field of a record a variable; return their names."""
-        names = [self._name() for _ in shape.fields]
+    def _take_apart(self, shape: Record, value: str) -> list[_Field]:
+        """Give every field of a record a variable."""
+        fields = [_Field(name, item, self._variable()) for name, item in shape.fields]
         if shape.positional:
             self._say(f"if type({value}) is not tuple: raise TypeError")
-            self._say(f"{', '.join(names)}, = {value}")
+            self._say(f"{', '.join([field.variable for field in fields])}, = {value}")
         else:
-            for name, (field, _) in zip(names, shape.fields, strict=True):
-                self._say(f"{name} = {value}.{field}")
-        return names
+            for field in fields:
+                self._say(f"{field.variable} = {value}.{field.name}")
+        return fields
 
     def _many(self, shape: Many, value: str) -> list[_Piece]:
-        out, count = self._name(), self._name()
+        out, count = self._variable(), self._variable()
         self._say(f"if type({value}) is not list: raise TypeError")
         if _is_tuple_of_tabled(shape.item):
             self._tuples(shape.item, value, out)
@@ -459,12 +493,12 @@ class _Generator:
     def _tuples(self, shape: Record, value: str, out: str) -> None:
         """Say how levels become bytes, our innermost loop: one comprehension, with the types checked in C."""
         self._say(f"if {value} and set(map(type, {value})) != {{tuple}}: raise TypeError")
-        names = [self._name() for _ in shape.fields]
+        names = [self._variable() for _ in shape.fields]
         pieces = [f"{self._table(item, None)}[{name}]" for name, (_, item) in zip(names, shape.fields, strict=True)]
         self._say(f"{out} = [{' + '.join(pieces)} for {', '.join(names)}, in {value}]")
 
     def _items(self, shape: Shape, value: str, out: str) -> None:
-        item = self._name()
+        item = self._variable()
         self._say(f"{out} = []")
         with self._block(f"for {item} in {value}:"):
             self._say(f"{out}.append({' + '.join(_sources(self._pieces(shape, item)))})")
@@ -477,9 +511,9 @@ class _Generator:
             self.constants[self._tables[key]] = _table(*key)
         return self._tables[key]
 
-    def _name(self) -> str:
-        self._names += 1
-        return f"v{self._names}"
+    def _variable(self) -> str:
+        self._variables += 1
+        return f"v{self._variables}"
 
     def _say(self, line: str) -> None:
         self._lines.append("    " * self._indent + line)
@@ -501,13 +535,13 @@ def _sources(pieces: Iterable[_Piece]) -> list[str]:
     return sources
 
 
-def _branches(fields: Sequence[tuple[str, Shape]]) -> list[tuple[str, Nullable]]:
+def _branches(fields: Sequence[_Field]) -> list[_Branch]:
     """Return the nullable records that stand at the end of a record, one beside the other."""
-    branches: list[tuple[str, Nullable]] = []
-    for name, shape in reversed(fields):
+    branches: list[_Branch] = []
+    for name, shape, variable in reversed(fields):
         if not isinstance(shape, Nullable) or not isinstance(shape.item, Record):
             break
-        branches.insert(0, (name, shape))
+        branches.insert(0, _Branch(name, shape, variable))
     return branches
 
 

@@ -213,11 +213,25 @@ def _kline_subscription(symbol: str, interval: str) -> Subscription:
     return subscription_of(symbol, f"kline_{interval}")
 
 
+class _TradeSubscriptions(dict[str, Subscription]):
+    """`subscription_of` for trades: a dictionary is twice as fast, and these are most of all claims."""
+
+    def __missing__(self, symbol: str) -> Subscription:
+        if len(self) >= 65_536:
+            self.clear()
+        made = self[symbol] = subscription_of(symbol, "trade")
+        return made
+
+
+_trade_subscriptions: Final = _TradeSubscriptions()
+
+
 def claim_of(record: MarketData) -> Claim | None:
     """Return the ids that this record stands for once acknowledged; None for a snapshot and for a bar that is open."""
     trade = record.trade
     if trade is not None:
-        return Claim(subscription_of(record.symbol, "trade"), trade.trade_id, trade.trade_id)
+        trade_id = trade.trade_id
+        return Claim(_trade_subscriptions[record.symbol], trade_id, trade_id)
     depth = record.depth
     if depth is not None:
         if depth.snapshot:

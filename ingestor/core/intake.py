@@ -143,7 +143,8 @@ class LiveTrades:
                 accepted.drop_duplicates("trade")
                 return True
             self._note(verdict, event, received_us, accepted)
-        accepted.take(trade_record(event, received_us), raw)
+        accepted.records.append(trade_record(event, received_us))  # `take`, without the call
+        accepted.raws.append(raw)
         return True
 
     def share(self, waiting: dict[Shared, None]) -> Shared:
