@@ -370,7 +370,7 @@ class _Generator:
         return isinstance(shape, _Tabled) and field.name not in self._unique
 
     def _run(self, run: Sequence[_Field]) -> list[_Piece]:
-        """Say tabled fields that stand together as one piece, which is that of the record before as long as they are."""
+        """Say tabled fields that stand together as one piece, that of the record before while they are the same."""
         octets, *known = [self._variable() for _ in range(len(run) + 1)]
         self._first_lines.append(f"    {' = '.join([octets, *known])} = NOTHING")
         changes = [f"{field.variable} is not {before}" for field, before in zip(run, known, strict=True)]
