@@ -11,6 +11,7 @@ Written by hand because the message is three fields, and the tables below make i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import md5
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,7 +28,8 @@ OUTER_KEY: Final = "a"  # what the KPL itself uses; the explicit hash key decide
 _DIGEST_BYTES: Final = 16
 _ENVELOPE_BYTES: Final = len(MAGIC) + _DIGEST_BYTES + len(OUTER_KEY)
 _KEYS: Final = 1 << 14  # keys in one blob; their indexes fit into two bytes
-_LENGTHS: Final = 2048  # data lengths with a ready-made prefix; nearly all market records are shorter
+_KEPT_INDEXES: Final = 256  # keys of a blob whose prefixes are kept
+_KEPT_BELOW: Final = 512  # data bytes; for longer ones a prefix costs little beside the record itself
 
 
 class InnerRecord(NamedTuple):
@@ -48,18 +50,22 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _lead(header_bytes: int, length: int) -> bytes:
-    """Return what stands before the header of a record of `length` data bytes: the field's tag and its length."""
-    return b"\x1a" + varint(header_bytes + len(varint(length)) + length)
+class _Prefixes(dict[int, bytes]):
+    """What stands before the data of a record under one key, by the length of the data."""
+
+    def __init__(self, key_index: int) -> None:
+        super().__init__()
+        self._header = b"\x08" + varint(key_index) + b"\x10\x00\x1a"  # key index, hash key 0, and the data's tag
+
+    def __missing__(self, length: int) -> bytes:
+        inside = self._header + varint(length)
+        made = b"\x1a" + varint(len(inside) + length) + inside
+        if length < _KEPT_BELOW:
+            self[length] = made
+        return made
 
 
-_VARINTS: Final = [varint(length) for length in range(_LENGTHS)]
-# By length of the header: 5 bytes for the first 128 keys of a blob, 6 for all others.
-_LEADS: Final = {header_bytes: [_lead(header_bytes, length) for length in range(_LENGTHS)] for header_bytes in (5, 6)}
-_OVERHEADS: Final = {
-    header_bytes: [len(lead) + header_bytes + len(_VARINTS[length]) for length, lead in enumerate(leads)]
-    for header_bytes, leads in _LEADS.items()
-}
+_prefixes: Final = lru_cache(maxsize=_KEPT_INDEXES)(_Prefixes)
 
 
 def aggregate(records: Iterable[EncodedRecord], explicit_hash_key: str, max_bytes: int) -> tuple[PutEntry, int]:
@@ -72,44 +78,31 @@ def aggregate(records: Iterable[EncodedRecord], explicit_hash_key: str, max_byte
     hash_table = b"\x12" + varint(len(hash_key)) + hash_key
     size = _ENVELOPE_BYTES + len(hash_table)
     key_table: list[bytes] = []
-    keys: dict[str, tuple[bytes, list[bytes], list[int]]] = {}
+    keys: dict[str, _Prefixes] = {}
     newest_key_at = -1
     parts: list[bytes] = []
-    count = 0
     for record in records:
         data, partition_key = record.data, record.partition_key
-        key = keys.get(partition_key)
-        if key is None:
+        prefixes = keys.get(partition_key)
+        if prefixes is None:
             if len(keys) == _KEYS:
                 break
-            key = keys[partition_key] = _key_header(len(keys))
+            prefixes = keys[partition_key] = _prefixes(len(keys))
             text = partition_key.encode()
             key_table.append(b"\x0a" + varint(len(text)) + text)
             size += len(key_table[-1])
-            newest_key_at = count
-        header, leads, overheads = key
+            newest_key_at = len(parts)
         length = len(data)
-        if length < _LENGTHS:
-            lead, data_length = leads[length], _VARINTS[length]
-            size += length + overheads[length]
-        else:
-            lead, data_length = _lead(len(header), length), varint(length)
-            size += length + len(lead) + len(header) + len(data_length)
+        prefix = prefixes[length]
+        size += length + len(prefix)
         if size > max_bytes:
-            if newest_key_at == count:
+            if newest_key_at == len(parts):
                 key_table.pop()
             break
-        parts += (lead, header, data_length, data)
-        count += 1
+        parts += (prefix, data)
     message = b"".join((*key_table, hash_table, *parts))
     blob = b"".join((MAGIC, message, md5(message, usedforsecurity=False).digest()))
-    return PutEntry(blob, OUTER_KEY, explicit_hash_key), count
-
-
-def _key_header(index: int) -> tuple[bytes, list[bytes], list[int]]:
-    """Return what a record says before its data (key `index`, hash key 0), with the tables for such a header."""
-    header = b"\x08" + varint(index) + b"\x10\x00\x1a"
-    return header, _LEADS[len(header)], _OVERHEADS[len(header)]
+    return PutEntry(blob, OUTER_KEY, explicit_hash_key), len(parts) // 2
 
 
 def disaggregate(data: bytes, partition_key: str) -> list[InnerRecord]:

@@ -99,6 +99,10 @@ class Parcel:
     company: int = ANY_COMPANY  # entries a call with this one may carry; lower once such a call was refused as a whole
     may_have_landed: bool = False
     declares: bool = False  # it holds what `replace` put there: holes for what was given up
+    data_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.data_bytes = sum([len(record.data) for record in self.records])
 
     @property
     def size_bytes(self) -> int:
@@ -108,7 +112,7 @@ class Parcel:
     @property
     def held_bytes(self) -> int:
         """What it costs to hold."""
-        return sum([len(record.data) for record in self.records]) + RECORD_COST_BYTES * len(self.records)
+        return self.data_bytes + RECORD_COST_BYTES * len(self.records)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,13 +142,15 @@ class Lane:
         """The position of the oldest record that is in no parcel yet."""
         return self.added - len(self.waiting)
 
-    def pop(self, count: int) -> tuple[list[EncodedRecord], list[Arrival]]:
-        """Take the oldest `count` waiting records out."""
+    def pack(self, entry: PutEntry, count: int) -> Parcel:
+        """Take out the oldest `count` waiting records, which `entry` is made of."""
         popleft = self.waiting.popleft
+        position = self.waiting_position
         records = [popleft() for _ in range(count)]
-        self.waiting_bytes -= sum([len(record.data) for record in records]) + BLOB_OVERHEAD_BYTES * count
+        parcel = Parcel(self, position, entry, records, take_arrivals(self.arrivals, count))
+        self.waiting_bytes -= parcel.data_bytes + BLOB_OVERHEAD_BYTES * count
         self.arrived -= count
-        return records, take_arrivals(self.arrivals, count)
+        return parcel
 
 
 class Lanes:
@@ -378,7 +384,7 @@ class Lanes:
 
     def _next_parcel(self, lane: Lane) -> Parcel:
         entry, count = self._wrap(lane, lane.waiting)
-        parcel = Parcel(lane, lane.waiting_position, entry, *lane.pop(count))
+        parcel = lane.pack(entry, count)
         if lane.waiting_bytes < self._limits.blob_bytes:
             lane.full_since = math.inf
         return parcel
