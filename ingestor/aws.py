@@ -10,11 +10,13 @@ from __future__ import annotations
 import datetime as dt
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import boto3
+import msgspec
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -191,11 +193,41 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
     )
     session = boto3.session.Session(region_name=settings.region)
     try:
-        return session.client("kinesis", endpoint_url=settings.endpoint_url, config=config)
+        client = session.client("kinesis", endpoint_url=settings.endpoint_url, config=config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:
         raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
+    _speak_put_records(client)
+    return client
+
+
+def _speak_put_records(client: KinesisClient) -> None:
+    """Have PutRecords written and read by msgspec; endpoint, signature, connection and errors stay botocore's.
+
+    botocore walks over entries and answers in Python, and its JSON encoder over every character of the base64. That was
+    a third of the CPU time of a call of three blobs, and two thirds of one of 500 small records (2026-11-26).
+    """
+    events = client.meta.events
+    events.register("before-parameter-build.kinesis.PutRecords", _write_body)
+    events.register("before-call.kinesis.PutRecords", _send_body)
+    events.register("before-parse.kinesis.PutRecords", _read_answer)
+
+
+def _write_body(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    context["body"] = msgspec.json.encode(params)  # bytes become base64, as in the AWS JSON protocol
+    params["Records"] = []
+
+
+def _send_body(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    params["body"] = context.pop("body")
+
+
+def _read_answer(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    if response_dict["status_code"] == HTTPStatus.OK:
+        with suppress(msgspec.DecodeError):  # whatever else it is, there are no results in it, and that is found out
+            customized_response_dict |= msgspec.json.decode(response_dict["body"], type=dict[str, Any])
+        response_dict["body"] = b"{}"
 
 
 def find_schema_version(settings: Kinesis, definition: str) -> UUID:
@@ -337,11 +369,15 @@ class KinesisSink:
         answer = await self._api.call(
             lambda client: client.put_records(StreamName=self._stream_name, Records=records),
         )
+        results: Any = answer.get("Records")
+        if not isinstance(results, list) or len(results) != len(entries):
+            text = f"200, and no {len(entries)} results"  # a proxy's own page, say; what it kept from us is unknown
+            raise SinkError("transient", "UnreadableAnswer", text, may_have_landed=True)
         if not answer.get("FailedRecordCount"):
-            return [None] * len(answer["Records"])
+            return [None] * len(results)
         return [
             EntryFailure(code, result.get("ErrorMessage", "")) if (code := result.get("ErrorCode")) else None
-            for result in answer["Records"]
+            for result in results
         ]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 import trio
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -69,6 +73,14 @@ def client() -> Iterator[KinesisClient]:
 
 
 @pytest.fixture
+def own_client(monkeypatch: pytest.MonkeyPatch) -> KinesisClient:
+    """Return a client that a test may change."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    return make_kinesis_client(Kinesis(region="eu-west-1", endpoint_url=REAL))
+
+
+@pytest.fixture
 def stub(client: KinesisClient) -> Iterator[Stubber]:
     with Stubber(client) as stubber:
         yield stubber
@@ -117,6 +129,64 @@ async def test_an_accepted_put_has_no_failures(api: KinesisApi, stub: Stubber) -
     )
     sink = KinesisSink(api, "stream")
     assert await sink.put([PutEntry(b"one", "k", None), PutEntry(b"two", "a", "12")]) == [None, None]
+
+
+def wire(client: KinesisClient, body: bytes, status: int = 200) -> list[Any]:
+    """Have `client` send into a list instead of a socket, and be answered with `body`."""
+    sent: list[Any] = []
+
+    def answer(request: Any, **_: object) -> AWSResponse:
+        sent.append(request)
+        return AWSResponse(request.url, status, HTTPHeaders(), RawAnswer(body))
+
+    events: Any = client.meta.events  # its stubs do not know that a hook may answer
+    events.register("before-send.kinesis.PutRecords", answer)
+    return sent
+
+
+class RawAnswer(io.BytesIO):
+    """A body as urllib3 has it."""
+
+    def stream(self, **_: object) -> Iterator[bytes]:
+        yield self.getvalue()
+
+
+PUTS = [
+    [PutEntry(b"one", "k", None)],
+    [PutEntry(bytes(range(256)), '\u00e9\u20ac\U0001f600 "quoted"', "12"), PutEntry(b"", "a", None)],
+    [PutEntry(b"x" * 50_000, "a", str(2**128 - 1))] * 8,
+]
+
+
+@pytest.mark.parametrize("entries", PUTS)
+async def test_a_put_is_on_the_wire_what_botocore_would_make_of_it(
+    own_client: KinesisClient, entries: list[PutEntry]
+) -> None:
+    """Its own serializer and ours say the same, and the answer says the same to both."""
+    body = json.dumps({"FailedRecordCount": 0, "Records": [{"SequenceNumber": "1", "ShardId": "s"}] * len(entries)})
+    sent = wire(own_client, body.encode())
+    assert await KinesisSink(KinesisApi(lambda: own_client, inline), "stream").put(entries) == [None] * len(entries)
+    plain = boto3.session.Session(region_name="eu-west-1").client("kinesis")
+    theirs = wire(plain, body.encode())
+    records: list[Any] = [
+        {"Data": entry.data, "PartitionKey": entry.partition_key}
+        | ({} if entry.explicit_hash_key is None else {"ExplicitHashKey": entry.explicit_hash_key})
+        for entry in entries
+    ]
+    answer = plain.put_records(StreamName="stream", Records=records)
+    assert json.loads(sent[0].body) == json.loads(theirs[0].body)
+    assert sent[0].headers["Content-Type"] == theirs[0].headers["Content-Type"]
+    assert sent[0].headers["X-Amz-Target"] == theirs[0].headers["X-Amz-Target"]
+    assert answer["Records"] == own_client.put_records(StreamName="stream", Records=records)["Records"]
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"Records":', b"{}", b'{"Records":null}', b'{"Records":[]}'])
+async def test_an_answer_that_is_none_is_unknown_whether_it_landed(own_client: KinesisClient, body: bytes) -> None:
+    """A proxy that answers 200 with a page of its own has delivered nothing that we know of."""
+    wire(own_client, body)
+    with pytest.raises(SinkError) as failure:
+        await KinesisSink(KinesisApi(lambda: own_client, inline), "stream").put([PutEntry(b"one", "k", None)])
+    assert failure.value.may_have_landed
 
 
 async def test_failures_of_entries_are_aligned_with_them(api: KinesisApi, stub: Stubber) -> None:
