@@ -263,10 +263,10 @@ def subscription_of(event: Event) -> Subscription:
 def record_of(event: Event, received_us: int) -> MarketData:
     """Make the record of an event; an order book change has no best prices, as the book of then is gone."""
     if isinstance(event, TradeEvent):
-        return trade_record(event, received_us)
+        return trade_record(event.symbol, event, received_us)
     if isinstance(event, DepthEvent):
-        return depth_record(event, received_us, None, None)
-    return kline_record(event, received_us)
+        return depth_record(event.symbol, event, received_us, None, None)
+    return kline_record(event.symbol, event, received_us)
 
 
 async def send(

@@ -318,9 +318,9 @@ async def test_records_are_the_same_on_all_three_paths(tmp_path: Path, autojump_
     live: dict[str, list[MarketData]] = {"trade": [], "kline_1m": []}
     for event in messages:
         if isinstance(event, TradeEvent) and event.trade_time < YESTERDAY_MS + DAY_MS:
-            live["trade"].append(serializer.decode(serializer.encode(trade_record(event, 5))))
+            live["trade"].append(serializer.decode(serializer.encode(trade_record(event.symbol, event, 5))))
         elif isinstance(event, KlineEvent) and event.bar.closed:
-            live["kline_1m"].append(serializer.decode(serializer.encode(kline_record(event, 5))))
+            live["kline_1m"].append(serializer.decode(serializer.encode(kline_record(event.symbol, event, 5))))
     history = market.history("BTCUSDT")
     assert history is not None
     for kind, expected in live.items():

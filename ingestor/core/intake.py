@@ -143,7 +143,7 @@ class LiveTrades:
                 accepted.drop_duplicates("trade")
                 return True
             self._note(verdict, event, received_us, accepted)
-        accepted.records.append(trade_record(event, received_us))  # `take`, without the call
+        accepted.records.append(trade_record(self.symbol, event, received_us))  # `take`, without the call
         accepted.raws.append(raw)
         return True
 
@@ -217,7 +217,7 @@ class LiveDepth:
         if not book.apply(event.first_update_id, event.final_update_id, event.bids, event.asks):
             accepted.resyncs.append(self.symbol)
         bid, ask = book.best()
-        accepted.take(depth_record(event, received_us, bid, ask), raw)
+        accepted.take(depth_record(self.symbol, event, received_us, bid, ask), raw)
         return True
 
     def share(self, waiting: dict[Shared, None]) -> Shared:
@@ -281,7 +281,7 @@ class LiveKlines:
         elif verdict is FIRST:
             first_ordinal = self.tracker.expected - bar.closed  # an open bar is the next to be claimed, a closed one is
             accepted.begins.append(Begin(self.subscription, first_ordinal, self.last_event_ms))
-        accepted.take(kline_record(event, received_us), raw)
+        accepted.take(kline_record(self.symbol, event, received_us), raw)
         return True
 
     def share(self, waiting: dict[Shared, None]) -> Shared:

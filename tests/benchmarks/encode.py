@@ -47,10 +47,10 @@ def record_of(message: bytes, received_us: int) -> MarketData:
     """Return the record of one message."""
     event = decode_message(message).data
     if isinstance(event, TradeEvent):
-        return trade_record(event, received_us)
+        return trade_record(event.symbol, event, received_us)
     if isinstance(event, DepthEvent):
-        return depth_record(event, received_us, event.bids[0][0], event.asks[0][0])
-    return kline_record(event, received_us)
+        return depth_record(event.symbol, event, received_us, event.bids[0][0], event.asks[0][0])
+    return kline_record(event.symbol, event, received_us)
 
 
 def fields_of(record: MarketData, decimal: Callable[[str], Any]) -> dict[str, Any]:

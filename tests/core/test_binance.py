@@ -30,13 +30,13 @@ def message(name: str) -> bytes:
 def live_trade(name: str) -> MarketData:
     event = decode_message(message(name)).data
     assert isinstance(event, binance.TradeEvent)
-    return binance.trade_record(event, RECEIVED_US)
+    return binance.trade_record(event.symbol, event, RECEIVED_US)
 
 
 def live_bar(name: str) -> MarketData:
     event = decode_message(message(name)).data
     assert isinstance(event, binance.KlineEvent)
-    return binance.kline_record(event, RECEIVED_US)
+    return binance.kline_record(event.symbol, event, RECEIVED_US)
 
 
 def test_a_live_trade_keeps_every_value_of_the_venue() -> None:
@@ -75,7 +75,7 @@ def test_a_depth_event_carries_its_levels_and_the_top_it_is_given() -> None:
     """Quantities are absolute text, a side may be empty, best bid and ask come from the book."""
     event = decode_message(message("depth")).data
     assert isinstance(event, binance.DepthEvent)
-    record = binance.depth_record(event, RECEIVED_US, "86412.56000000", None)
+    record = binance.depth_record(event.symbol, event, RECEIVED_US, "86412.56000000", None)
     assert record.depth == Depth(
         first_update_id=90000000001,
         final_update_id=90000000004,
@@ -297,14 +297,14 @@ def test_every_recorded_trade_and_delta_equals_its_source(recording: str) -> Non
                 continue
             if isinstance(event, binance.TradeEvent):
                 trades += 1
-                record = binance.trade_record(event, RECEIVED_US)
+                record = binance.trade_record(event.symbol, event, RECEIVED_US)
                 told = (record.symbol, record.timestamp, record.price, record.volume, record.sequence)
                 assert told == (source["s"], source["T"], source["p"], source["q"], source["t"])
                 assert record.trade == Trade(source["t"], source["m"])
             else:
                 assert isinstance(event, binance.DepthEvent)
                 deltas += 1
-                depth = binance.depth_record(event, RECEIVED_US, None, None).depth
+                depth = binance.depth_record(event.symbol, event, RECEIVED_US, None, None).depth
                 assert depth is not None
                 assert (depth.first_update_id, depth.final_update_id) == (source["U"], source["u"])
                 assert [*map(list, depth.bids)] == source["b"]
