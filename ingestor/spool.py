@@ -390,7 +390,10 @@ def encode_frames(received_ms: int, records: Sequence[EncodedRecord], kept: int)
     """Make the frames of the first `kept` records, and those of the others."""
     halves = (records[:kept], records[kept:])
     kept_frames, frames = (
-        b"".join(encode_frame(received_ms, joined_claims(part), part) for part in portions(half)) for half in halves
+        b"".join(
+            encode_frame(received_ms, joined_claims(record.claim for record in part), part) for part in portions(half)
+        )
+        for half in halves
     )
     return kept_frames, frames
 

@@ -100,9 +100,12 @@ class Parcel:
     may_have_landed: bool = False
     declares: bool = False  # it holds what `replace` put there: holes for what was given up
     data_bytes: int = field(init=False)
+    claims: list[Claim] = field(init=False)  # what its acknowledgement proves
 
     def __post_init__(self) -> None:
+        """Add up the records while they are at hand: once the answer has come, each has to be fetched from memory."""
         self.data_bytes = sum([len(record.data) for record in self.records])
+        self.claims = joined_claims([record.claim for record in self.records])
 
     @property
     def size_bytes(self) -> int:
@@ -492,15 +495,14 @@ def take_arrivals(arrivals: deque[Arrival], count: int) -> list[Arrival]:
 
 def claims_of(parcels: Iterable[Parcel]) -> list[Claim]:
     """Return what the acknowledgement of `parcels` proves, neighbouring ids of a subscription joined."""
-    return joined_claims(chain.from_iterable(parcel.records for parcel in parcels))
+    return joined_claims(chain.from_iterable(parcel.claims for parcel in parcels))
 
 
-def joined_claims(records: Iterable[EncodedRecord]) -> list[Claim]:
-    """Return what `records` stand for, neighbouring ids of a subscription joined."""
+def joined_claims(claims: Iterable[Claim | None]) -> list[Claim]:
+    """Return claims with neighbouring ids of a subscription joined."""
     joined: list[Claim] = []
     runs: dict[Subscription, list[int]] = {}
-    for record in records:
-        claim = record.claim
+    for claim in claims:
         if claim is None:
             continue
         subscription, first, last = claim.subscription, claim.first, claim.last
