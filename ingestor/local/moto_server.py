@@ -8,14 +8,15 @@ the shard to find the last one, so that every put is slower than the one before 
 from __future__ import annotations
 
 from threading import Lock
+from typing import TYPE_CHECKING
 
-from moto.kinesis.models import Shard
-from moto.server import main
+if TYPE_CHECKING:
+    from moto.kinesis.models import Shard
 
 
-def mend() -> None:
+def mend(shards: type[Shard]) -> None:
     """Have records put in turn, each behind the last one."""
-    put_record, turn = Shard.put_record, Lock()
+    put_record, turn = shards.put_record, Lock()
 
     def put_in_turn(self: Shard, partition_key: str, data: str, explicit_hash_key: str) -> str:
         with turn:
@@ -24,10 +25,18 @@ def mend() -> None:
     def get_max_sequence_number(self: Shard) -> int:
         return next(reversed(self.records), 0)
 
-    Shard.put_record = put_in_turn  # type: ignore[method-assign]  # there is no other way in
-    Shard.get_max_sequence_number = get_max_sequence_number  # type: ignore[method-assign]
+    shards.put_record = put_in_turn  # type: ignore[method-assign]  # there is no other way in
+    shards.get_max_sequence_number = get_max_sequence_number  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Serve until killed; needs moto, which only the extra `local` has."""
+    from moto import server  # noqa: PLC0415 - as it says
+    from moto.kinesis import models  # noqa: PLC0415 - likewise
+
+    mend(models.Shard)
+    server.main()
 
 
 if __name__ == "__main__":
-    mend()
     main()

@@ -21,7 +21,7 @@ def test_records_are_numbered_one_after_the_other(monkeypatch: pytest.MonkeyPatc
     """Mended, a shard still does what it did."""
     monkeypatch.setattr(Shard, "put_record", Shard.put_record)  # put back afterwards
     monkeypatch.setattr(Shard, "get_max_sequence_number", Shard.get_max_sequence_number)
-    moto_server.mend()
+    moto_server.mend(Shard)
     shard: Any = Shard(0, 0, 2**128)
     assert shard.get_max_sequence_number() == 0
     assert [shard.put_record("a", "data", explicit_hash_key="") for _ in range(3)] == ["1", "2", "3"]
