@@ -39,10 +39,11 @@ from ingestor.core.gaps import (
     Verdict,
 )
 from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
-from ingestor.core.voices import NEVER, FirstCome, Led
+from ingestor.core.voices import ENDED, NEVER, FirstCome, Led
 
 # How far a subscription is: its newest id and 0; of bars the newest open time and its number of trades. Comparable.
 Position: TypeAlias = tuple[int, int]
+NOWHERE: Position = (-1, 0)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -325,27 +326,72 @@ Live: TypeAlias = LiveTrades | LiveDepth | LiveKlines
 
 
 class Inlet:
-    """The way in of one feed: for each stream its voice, or the live state itself while the feed carries it alone."""
+    """The way in of one feed: for each stream its voice, or the live state itself while the feed carries it alone.
+
+    `subscriptions` is what the feed carries now. A stream that it carries no longer keeps its place in `streams`.
+    """
 
     __slots__ = ("streams", "subscriptions")
 
-    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+    def __init__(self, subscriptions: Iterable[Subscription] = ()) -> None:
         self.subscriptions = tuple(subscriptions)
         self.streams: dict[str, Voice] = {}
 
 
 class Intake:
-    """The live state of all subscriptions of this task."""
+    """The live state of all subscriptions of this task.
 
-    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+    What is not wanted any more is live until no feed carries it; then it is forgotten, and told by `take_ended`.
+    """
+
+    def __init__(self, subscriptions: Iterable[Subscription] = ()) -> None:
         self._prices = PriceCache()
         self._streams: dict[str, Live] = {}
         self._depths: dict[str, LiveDepth] = {}
         self._inlets: dict[str, list[Inlet]] = {}
         self._shared: dict[str, Shared] = {}
         self._waiting: dict[Shared, None] = {}
+        self._ending = set[str]()
+        self._ended: dict[Subscription, int] = {}
+        self._received_before: dict[tuple[str, str], int] = {}  # of what was forgotten; a counter never falls
+        self.add(subscriptions)
+
+    def add(self, subscriptions: Iterable[Subscription]) -> list[Subscription]:
+        """Want `subscriptions` too; return those that are new, which will begin with their first live id."""
+        new = []
         for subscription in subscriptions:
-            self._add(subscription)
+            self._ending.discard(subscription.stream_name)
+            if subscription.stream_name not in self._streams:
+                self._add(subscription)
+                new.append(subscription)
+        return new
+
+    def end(self, subscriptions: Iterable[Subscription]) -> None:
+        """Want `subscriptions` no longer; what feeds still bring of them is taken."""
+        for subscription in subscriptions:
+            self._ending.add(subscription.stream_name)
+            self._forget_if_ended(subscription)
+
+    def subscriptions(self) -> set[Subscription]:
+        """Return all that is live."""
+        return {live.subscription for live in self._streams.values()}
+
+    def take_ended(self) -> dict[Subscription, int]:
+        """Return what was forgotten since the last call, with its newest venue time (0: nothing came)."""
+        ended, self._ended = self._ended, {}
+        return ended
+
+    def _forget_if_ended(self, subscription: Subscription) -> None:
+        name = subscription.stream_name
+        if name not in self._ending or self._inlets[name]:
+            return
+        self._ended[subscription] = self.last_event_ms(subscription)
+        live = self._streams.pop(name)
+        self._received_before[_label(live)] = self._received_before.get(_label(live), 0) + live.received
+        self._ending.remove(name)
+        del self._inlets[name]
+        if subscription.kind == "depth":
+            del self._depths[subscription.symbol]
 
     def _add(self, subscription: Subscription) -> None:
         live = self._live(subscription)
@@ -363,8 +409,15 @@ class Intake:
 
     def open(self, subscriptions: Iterable[Subscription]) -> Inlet:
         """Let one more feed in, which carries `subscriptions`; others may carry them too."""
-        inlet = Inlet(subscriptions)
-        for subscription in inlet.subscriptions:
+        inlet = Inlet()
+        self.join(inlet, subscriptions)
+        return inlet
+
+    def join(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Have a feed carry `subscriptions` too."""
+        carried = set(inlet.subscriptions)
+        new = [each for each in subscriptions if each not in carried]
+        for subscription in new:
             name = subscription.stream_name
             inlets = self._inlets[name]
             if inlets:
@@ -372,21 +425,36 @@ class Intake:
             else:
                 inlet.streams[name] = self._streams[name]
             inlets.append(inlet)
-        return inlet
+        inlet.subscriptions += tuple(new)
+
+    def leave(self, inlet: Inlet, subscriptions: Iterable[Subscription], received_s: float) -> Accepted:
+        """Have a feed carry `subscriptions` no longer, after its last message of them; return what waited for it.
+
+        What is still under way is let go: it belongs to whoever carries them next.
+        """
+        accepted = Accepted(received_s)
+        gone = set(subscriptions)
+        for subscription in inlet.subscriptions:
+            if subscription in gone:
+                self._leave(inlet, subscription, accepted)
+        inlet.subscriptions = tuple(each for each in inlet.subscriptions if each not in gone)
+        return accepted.seal()
+
+    def _leave(self, inlet: Inlet, subscription: Subscription, accepted: Accepted) -> None:
+        name = subscription.stream_name
+        inlets = self._inlets[name]
+        inlets.remove(inlet)
+        if inlets:
+            shared = self._shared[name]
+            shared.leave(inlet.streams[name], accepted)
+            if len(inlets) == 1:
+                self._unshare(name, shared, inlets[0], accepted)
+        inlet.streams[name] = ENDED
+        self._forget_if_ended(subscription)
 
     def close(self, inlet: Inlet, received_s: float) -> Accepted:
         """Let a feed out, after its last message; return what waited for it."""
-        accepted = Accepted(received_s)
-        for subscription in inlet.subscriptions:
-            name = subscription.stream_name
-            inlets = self._inlets[name]
-            inlets.remove(inlet)
-            if inlets:
-                shared = self._shared[name]
-                shared.leave(inlet.streams[name], accepted)
-                if len(inlets) == 1:
-                    self._unshare(name, shared, inlets[0], accepted)
-        return accepted.seal()
+        return self.leave(inlet, inlet.subscriptions, received_s)
 
     def settle(self, now: float) -> Accepted:
         """Return what has waited for long enough for another feed; ask often while `is_waiting`."""
@@ -431,12 +499,19 @@ class Intake:
                 accepted.poison.append(_mismatch(combined, message, received_us))
         return accepted.seal()
 
+    def has_book(self, symbol: str) -> bool:
+        """Whether there is a book of `symbol`."""
+        return symbol in self._depths
+
     def begin_buffering(self, symbol: str) -> None:
-        """Have the book of `symbol` keep its diffs from now on: a snapshot is on its way."""
-        self._depths[symbol].book.begin_buffering()
+        """Have the book of `symbol` keep its diffs from now on, if it is still wanted: a snapshot is on its way."""
+        if symbol in self._depths:
+            self._depths[symbol].book.begin_buffering()
 
     def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
         """Start the book of `symbol` from a snapshot of at most `levels` a side; None asks for another one."""
+        if symbol not in self._depths:
+            return None  # forgotten while it was fetched
         book = self._depths[symbol].book
         if book.load(snapshot.last_update_id, snapshot.bids, snapshot.asks, limit=levels) == "too_old":
             return None
@@ -454,29 +529,36 @@ class Intake:
         return gaps
 
     def position(self, subscription: Subscription) -> Position:
-        """Return how far a subscription is; below (0, 0) while nothing of it was seen."""
-        return self._streams[subscription.stream_name].position
+        """Return how far a subscription is; below (0, 0) while nothing of it was seen, or when it was forgotten."""
+        live = self._streams.get(subscription.stream_name)
+        return NOWHERE if live is None else live.position
 
     def pass_over(self, subscription: Subscription, there: Position, event_ms: int, now_ms: int) -> Gap | None:
         """Go on behind `there`, the venue's newest; return what has to be fetched now, because it will not come.
 
         For trades and bars of which something was seen; `event_ms` is the venue's time of the trade `there`.
         """
-        live = self._streams[subscription.stream_name]
-        missing = None if isinstance(live, LiveDepth) else live.pass_over(there[0], event_ms)
+        live = self._streams.get(subscription.stream_name)
+        missing = None if live is None or isinstance(live, LiveDepth) else live.pass_over(there[0], event_ms)
         return Gap(subscription, *missing, now_ms) if missing else None
 
     def received(self) -> dict[tuple[str, str], int]:
-        """Return how many messages were received, by symbol and stream type."""
+        """Return how many messages were received, by symbol and stream type, of what is live."""
         counts: dict[tuple[str, str], int] = {}
         for live in self._streams.values():
-            label = live.symbol, live.subscription.kind.partition("_")[0]
-            counts[label] = counts.get(label, 0) + live.received
+            label = _label(live)
+            counts[label] = counts.get(label, self._received_before.get(label, 0)) + live.received
         return counts
 
+    def received_ever(self) -> int:
+        """Return how many messages were received, of what was forgotten too."""
+        return sum(self._received_before.values()) + sum(live.received for live in self._streams.values())
+
     def last_event_ms(self, subscription: Subscription) -> int:
-        """Return the newest venue time of a subscription, 0 before the first event."""
-        live = self._streams[subscription.stream_name]
+        """Return the newest venue time of a subscription, 0 before the first event, or when it was forgotten."""
+        live = self._streams.get(subscription.stream_name)
+        if live is None:
+            return 0
         return milliseconds(live.last_event_ms if isinstance(live, LiveKlines) else live.tracker.last_event_ms)
 
     def next_ids(self) -> dict[Subscription, int]:
@@ -496,6 +578,10 @@ class Intake:
             accepted.poison.append(letter)
         else:
             accepted.controls.append(meaning)
+
+
+def _label(live: Live) -> tuple[str, str]:
+    return live.symbol, live.subscription.kind.partition("_")[0]
 
 
 def _stray(combined: Combined, raw: bytes, received_us: int) -> DeadLetter:

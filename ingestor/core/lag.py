@@ -26,7 +26,9 @@ class WatermarkLag:
         self._goals: dict[Subscription, _Goal] = {}
 
     def sweep(self, next_ids: Mapping[Subscription, int], watermarks: Mapping[Subscription, int], now: float) -> None:
-        """Look at all subscriptions; about once a second."""
+        """Look at all subscriptions; about once a second. Those that are not named any more have no lag."""
+        for gone in self._goals.keys() - next_ids.keys():
+            del self._goals[gone]
         for subscription, next_id in next_ids.items():
             goal = self._goals.get(subscription)
             reached = watermarks.get(subscription, -1) + 1

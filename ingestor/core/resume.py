@@ -7,6 +7,7 @@ was read to its end can be evidence that nothing is there.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -160,7 +161,8 @@ class Resume:
     """Decides what a start must fetch. Fed with beats, ends of windows, first live ids and the time; never waits.
 
     Answers are merged into `coverage`, which the live line fills at the same time. What was found of a subscription
-    that is quiet is merged too, so that this task's beats carry it on. `now` is monotonic seconds.
+    that is quiet is merged too, so that this task's beats carry it on. What this task itself carried before counts like
+    what another one did. `now` is monotonic seconds.
     """
 
     def __init__(
@@ -183,6 +185,11 @@ class Resume:
         self._read_at: dict[Subscription, float] = {}  # since when all older beats that matter are known
         self._carried: set[Subscription] = set()  # merged into `coverage` before their first live id came
         self._restarted: set[Subscription] = set()
+        for subscription in self._open:
+            entry = coverage.get(subscription)
+            if entry is not None and entry.settled:
+                self._found.merge({subscription: entry})
+                self._carried.add(subscription)
 
     def hear(self, beat: Beat, age_s: float, now: float) -> None:
         """Take in a beat that was written `age_s` seconds ago; our own and those of another identity say nothing."""
@@ -203,12 +210,22 @@ class Resume:
 
         Called before the record with this id goes on: if the ids began again, `coverage` has to know before its claim.
         """
+        if subscription not in self._open:
+            return
         known = self._live.get(subscription)
         if known is None or first_live_id < known.first_id:
             self._live[subscription] = live = _Live(first_live_id, event_ms)
             if subscription in self._carried and _is_restart(subscription, live, self._found[subscription]):
                 self._coverage.restart(subscription, first_live_id)
                 self._restarted.add(subscription)
+
+    def drop(self, subscriptions: Iterable[Subscription]) -> None:
+        """Look for `subscriptions` no longer, whatever is missing of them."""
+        self._open.difference_update(subscriptions)
+
+    def drop_unseen(self, subscriptions: Iterable[Subscription]) -> None:
+        """Look no longer for those of `subscriptions` of which no live id came; of the others the answer is owed."""
+        self.drop([each for each in subscriptions if each not in self._live])
 
     def next_window(self) -> Window | None:
         """Return the stretch to read now; None when the search is over."""
@@ -276,7 +293,8 @@ class Resume:
         self._coverage.originate(subscription, live.first_id)
         if found is None:
             self._coverage.settle(subscription)
-            return Resumed(subscription, Intervals(), is_first_start=True, is_restarted=False)
+            missing = self._coverage[subscription].missing(live.first_id - 1)  # if this task carried it before
+            return Resumed(subscription, missing, is_first_start=not missing, is_restarted=False)
         if subscription in self._carried:
             is_restarted = subscription in self._restarted
             self._coverage.merge({subscription: found})
@@ -287,6 +305,41 @@ class Resume:
         is_same = entry.generation == found.generation  # ids may also have begun again while this task searched
         missing = entry.missing(live.first_id - 1) if is_same else Intervals()
         return Resumed(subscription, missing, is_first_start=False, is_restarted=is_restarted)
+
+
+class Resumes:
+    """All searches of one task: one for what it begins with, one for whatever is added to that each time.
+
+    What is added has the same start as everything had: an earlier task may have carried it, another one may still.
+    """
+
+    def __init__(self, coverage: Coverage, *, identity: Identity, instance: str, lookback_s: float) -> None:
+        self._make = partial(Resume, coverage, identity=identity, instance=instance, lookback_s=lookback_s)
+        self._searches: list[Resume] = []
+
+    def open(self, subscriptions: Iterable[Subscription]) -> Resume:
+        """Return the search for `subscriptions`; an earlier one leaves them to it."""
+        added = set(subscriptions)
+        for search in self._searches:
+            search.drop(added)
+        self._searches = [search for search in self._searches if not search.is_over]
+        self._searches.append(self._make(added))
+        return self._searches[-1]
+
+    def begin(self, subscription: Subscription, first_live_id: int, event_ms: int) -> None:
+        """Say which id the live line starts with."""
+        for search in self._searches:
+            search.begin(subscription, first_live_id, event_ms)
+
+    def drop_unseen(self, subscriptions: Iterable[Subscription]) -> None:
+        """Look no longer for those of `subscriptions` of which no live id came."""
+        for search in self._searches:
+            search.drop_unseen(subscriptions)
+
+    @property
+    def is_over(self) -> bool:
+        """Every subscription has its answer."""
+        return all(search.is_over for search in self._searches)
 
 
 def _is_restart(subscription: Subscription, live: _Live, found: Entry) -> bool:

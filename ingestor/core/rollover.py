@@ -31,13 +31,15 @@ class Overlap:
     """Watches an old and a new feed of the same subscriptions; made when the new one is subscribed to all of them.
 
     A subscription is carried over when the new feed has brought it and follows on what was taken, or when neither feed
-    has brought any of it for five seconds. `now` is the monotonic clock.
+    has brought any of it for five seconds. Those that are added meanwhile are waited for as well, and those that are
+    ended are not. `now` is the monotonic clock.
     """
 
     def __init__(self, old: Inlet, new: Inlet, now: float) -> None:
         self._old = old
         self._new = new
         self._ends_s = now + MAX_OVERLAP_S
+        self._carried_over = set[str]()
         self._waiting = {name: (voice.received, now) for name, voice in old.streams.items()}
 
     @property
@@ -48,12 +50,17 @@ class Overlap:
     def is_over(self, now: float) -> bool:
         """Say whether the old feed may go: nothing is missing on the new one, or it has been waited for long enough."""
         waiting = {}
-        for name, (received, quiet_since_s) in self._waiting.items():
-            if self._new.streams[name].has_joined:
-                continue
-            received_now = self._old.streams[name].received
-            since_s = quiet_since_s if received_now == received else now
-            if now - since_s < QUIET_S:
-                waiting[name] = (received_now, since_s)
+        for name, voice in self._old.streams.items():
+            received, quiet_since_s = self._waiting.get(name, (voice.received, now))
+            since_s = quiet_since_s if voice.received == received else now
+            if name in self._carried_over or self._is_carried_over(name) or now - since_s >= QUIET_S:
+                self._carried_over.add(name)
+            else:
+                waiting[name] = (voice.received, since_s)
         self._waiting = waiting
         return not waiting or now >= self._ends_s
+
+    def _is_carried_over(self, name: str) -> bool:
+        """Say whether the new feed has it; one that was ended before the new feed began is none of its business."""
+        voice = self._new.streams.get(name)
+        return voice is None or voice.has_joined

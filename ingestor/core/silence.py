@@ -89,19 +89,30 @@ class Ear:
 
 
 class Hearing:
-    """All ears on one feed; made when it is subscribed to everything."""
+    """All ears on one feed, as it carries more or less; made when it is subscribed to everything."""
 
     def __init__(self, inlet: Inlet, usual: Usual, intake: Intake, now: float) -> None:
         self.inlet = inlet
         self._usual = usual
         self._intake = intake
-        self._ears = [
-            Ear(inlet, each, intake.position(each), usual.get(each, UNKNOWN_S), now) for each in inlet.subscriptions
-        ]
+        self._carried: tuple[Subscription, ...] = ()
+        self._ears: dict[Subscription, Ear] = {}
+        self._follow(now)
 
     def sweep(self, now: float) -> list[Ear]:
         """Return what is suspiciously silent; look about every `SWEEP_S`."""
-        return [ear for ear in self._ears if ear.listen(self._usual, self._intake, now)]
+        if self._carried is not self.inlet.subscriptions:
+            self._follow(now)
+        return [ear for ear in self._ears.values() if ear.listen(self._usual, self._intake, now)]
+
+    def _follow(self, now: float) -> None:
+        """Have an ear for each subscription that the feed carries now, and no other."""
+        ears, self._carried = self._ears, self.inlet.subscriptions
+        self._ears = {each: ears.get(each) or self._new_ear(each, now) for each in self._carried}
+
+    def _new_ear(self, subscription: Subscription, now: float) -> Ear:
+        usual_s = self._usual.get(subscription, UNKNOWN_S)
+        return Ear(self.inlet, subscription, self._intake.position(subscription), usual_s, now)
 
 
 def limit_s(usual_s: float) -> float:

@@ -42,6 +42,21 @@ class Voice(Protocol):
         ...
 
 
+class _Ended:
+    """What one feed says of a subscription that it was told to end: it may come late, and is not ours any more."""
+
+    received = 0
+    has_joined = True
+
+    def accept(self, event: Event, raw: bytes, received_us: int, accepted: Accepted) -> bool:
+        """Let it go."""
+        del event, raw, received_us, accepted
+        return True
+
+
+ENDED: Final = _Ended()
+
+
 class Shared(Protocol):
     """What the voices of one subscription have in common."""
 

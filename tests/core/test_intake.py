@@ -260,3 +260,78 @@ def test_what_was_received_and_seen_can_be_asked_for() -> None:
     assert intake.received() == {("BTCUSDT", "trade"): 2, ("BTCUSDT", "kline"): 2, ("BTCUSDT", "depth"): 1}
     assert intake.last_event_ms(TRADES) == 1_790_000_000_123
     assert intake.next_ids()[TRADES] == 9
+
+
+def test_what_ends_is_taken_until_no_feed_carries_it_then_forgotten() -> None:
+    """It is told once, with its newest time; its label goes, the total stays; what comes late is let go."""
+    intake = an_intake(TRADES, DEPTH)
+    accept(intake, trade(7), diff(100, 105))
+    intake.end([DEPTH])
+    assert accept(intake, diff(106, 107)).batch.records[0].sequence == 107
+    assert (intake.take_ended(), intake.has_book("BTCUSDT")) == ({}, True)
+    intake.leave(intake.inlet, [DEPTH], 2.0)
+    assert (intake.take_ended(), intake.take_ended()) == ({DEPTH: 1_790_000_000_200}, {})
+    assert (intake.subscriptions(), intake.has_book("BTCUSDT"), intake.synchronised()) == ({TRADES}, False, (0, 0))
+    late = accept(intake, diff(108, 109))
+    assert (late.batch, late.poison, late.resyncs) == (None, [], [])
+    assert (intake.received(), intake.received_ever()) == ({("BTCUSDT", "trade"): 1}, 3)
+    assert (intake.next_ids(), intake.last_event_ms(DEPTH)) == ({TRADES: 8}, 0)
+    assert intake.position(DEPTH) < (0, 0)
+    assert intake.pass_over(KLINES, (9, 0), 0, NOW_MS) is None
+    intake.begin_buffering("BTCUSDT")
+    assert intake.load_snapshot("BTCUSDT", DepthSnapshot(200, [], []), 10, 0) is None
+
+
+def test_what_nobody_carries_is_forgotten_at_once() -> None:
+    """Nothing can come of it any more."""
+    intake = Intake([TRADES, DEPTH])
+    intake.end([TRADES])
+    assert intake.take_ended() == {TRADES: 0}
+    intake.close(intake.open([DEPTH]), 1.0)
+    assert (intake.take_ended(), intake.subscriptions()) == ({}, {DEPTH})
+
+
+def test_what_is_wanted_again_before_it_was_forgotten_goes_on_where_it_was() -> None:
+    """It is not new; afterwards it is, and begins anew. A counter never falls."""
+    intake = an_intake(TRADES)
+    accept(intake, trade(7))
+    intake.end([TRADES])
+    assert intake.add([TRADES]) == []
+    intake.leave(intake.inlet, [TRADES], 1.0)
+    intake.join(intake.inlet, [TRADES])
+    assert accept(intake, trade(9)).gaps == [Gap(TRADES, 8, 8, NOW_MS)]
+    intake.end([TRADES])
+    intake.leave(intake.inlet, [TRADES], 1.0)
+    assert intake.add([TRADES, DEPTH]) == [TRADES, DEPTH]
+    intake.join(intake.inlet, [TRADES])
+    assert accept(intake, trade(20)).begins == [Begin(TRADES, 20, 1_790_000_000_123)]
+    assert intake.received() == {("BTCUSDT", "trade"): 3, ("BTCUSDT", "depth"): 0}
+    assert intake.received_ever() == 3
+
+
+def test_a_feed_joins_and_leaves_what_another_one_carries() -> None:
+    """The one that stays goes on with what the other brought; joining twice or leaving twice is once."""
+    intake = an_intake(TRADES, DEPTH)
+    accept(intake, trade(7))
+    other = intake.open([DEPTH])
+    intake.join(other, [TRADES, DEPTH])
+    assert other.subscriptions == (DEPTH, TRADES)
+    assert intake.accept(other, [trade(7), trade(8)], 1.0, RECEIVED_US).duplicates == {"trade": 1}
+    intake.leave(intake.inlet, [TRADES], 1.0)
+    intake.leave(intake.inlet, [TRADES], 1.0)
+    assert intake.inlet.subscriptions == (DEPTH,)
+    assert accept(intake, trade(9)).batch is None
+    assert intake.accept(other, [trade(9)], 1.0, RECEIVED_US).gaps == []
+    assert intake.next_ids() == {TRADES: 10}
+
+
+def test_what_waits_for_another_feed_goes_on_when_that_one_leaves() -> None:
+    """Nothing that was brought is lost with it."""
+    intake = an_intake(TRADES)
+    accept(intake, trade(7))
+    other = intake.open([TRADES])
+    assert intake.accept(other, [trade(9)], 1.0, RECEIVED_US).batch is None
+    accepted = intake.leave(other, [TRADES], 1.1)
+    assert accepted.batch is not None
+    assert [record.sequence for record in accepted.batch.records] == [9]
+    assert accepted.gaps == [Gap(TRADES, 8, 8, NOW_MS)]

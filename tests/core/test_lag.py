@@ -40,3 +40,11 @@ def test_ids_that_begin_again_set_a_new_goal() -> None:
     lag.sweep({TRADES: 5_000}, {TRADES: 10}, 0.0)
     lag.sweep({TRADES: 3}, {TRADES: 2}, 50.0)
     assert lag.by_stream_type({TRADES: 2}, 60.0) == {"trade": 0.0}
+
+
+def test_what_is_carried_no_longer_has_no_lag() -> None:
+    """Its goal would never be reached, and would alarm for ever."""
+    lag = WatermarkLag()
+    lag.sweep({TRADES: 100, BARS: 5}, {}, 0.0)
+    lag.sweep({BARS: 5}, {}, 1.0)
+    assert lag.by_subscription({}, 9.0) == {BARS: 9.0}

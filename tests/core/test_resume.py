@@ -8,6 +8,7 @@ from ingestor.core.model import Claim, Subscription
 from ingestor.core.resume import (
     Resume,
     Resumed,
+    Resumes,
     Window,
     beat_from_avro,
     beat_to_avro,
@@ -322,3 +323,77 @@ class TestRestartOfIds:
         start.resume.hear(beat_of({DEPTH: entry(1, (1, 700), last_ms=800)}), 60.0, 0.0)
         [resumed] = start.read()
         assert resumed.is_restarted
+
+
+class TestAdditions:
+    """A subscription that is added to a running task."""
+
+    def resumes(self, coverage: Coverage) -> Resumes:
+        return Resumes(coverage, identity=US, instance="new", lookback_s=86_400.0)
+
+    def test_it_has_a_search_of_its_own(self) -> None:
+        """What the search of the start still looks for is not touched."""
+        coverage = Coverage()
+        resumes = self.resumes(coverage)
+        first, second = resumes.open([TRADES]), resumes.open([OTHER])
+        coverage.originate(OTHER, 500)
+        resumes.begin(OTHER, 500, 1_000)
+        second.hear(beat_of({OTHER: entry(1, (1, 480)), TRADES: entry(1, (1, 8))}), 60.0, 0.0)
+        second.window_read(0.0)
+        [resumed] = second.take(0.0)
+        assert (resumed.subscription, list(resumed.missing)) == (OTHER, [(481, 499)])
+        assert (second.is_over, first.is_over, resumes.is_over) == (True, False, False)
+        assert first.next_window() == Window(600, 0)
+
+    def test_what_this_task_carried_before_lacks_what_came_since(self) -> None:
+        """Its own account counts, together with what another task covered meanwhile."""
+        coverage = Coverage({TRADES: entry(1, (1, 20), generation=2)})
+        resumes = self.resumes(coverage)
+        search = resumes.open([TRADES])
+        resumes.begin(TRADES, 51, 1_000)
+        search.hear(beat_of({TRADES: entry(1, (15, 40), generation=2)}), 60.0, 0.0)
+        search.window_read(0.0)
+        [resumed] = search.take(0.0)
+        assert resumed == Resumed(TRADES, Intervals([(41, 50)]), is_first_start=False, is_restarted=False)
+        assert coverage[TRADES] == entry(1, (1, 40), generation=2)
+
+    def test_its_own_account_is_enough(self) -> None:
+        """No beat of another task, settled or not."""
+        for settled in (True, False):
+            coverage = Coverage({TRADES: entry(1, (1, 20), settled=settled)})
+            resumes = self.resumes(coverage)
+            search = resumes.open([TRADES])
+            resumes.begin(TRADES, 51, 1_000)
+            while search.next_window() is not None:
+                search.window_read(0.0)
+            [resumed] = search.take(0.0)
+            assert resumed == Resumed(TRADES, Intervals([(21, 50)]), is_first_start=False, is_restarted=False)
+            assert coverage[TRADES] == entry(1, (1, 20))
+
+    def test_ids_that_began_again_meanwhile_are_a_new_generation(self) -> None:
+        """Once, though an earlier search knew the subscription as well."""
+        coverage = Coverage()
+        resumes = self.resumes(coverage)
+        first = resumes.open([TRADES, OTHER])
+        first.hear(beat_of({TRADES: entry(1, (1, 800), last_ms=700)}), 60.0, 0.0)
+        first.window_read(0.0)
+        search = resumes.open([TRADES])
+        resumes.begin(TRADES, 12, 900)
+        search.window_read(0.0)
+        [resumed] = search.take(0.0)
+        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
+        assert coverage[TRADES] == entry(12, generation=1, last_ms=700)
+        assert first.take(0.0) == []
+
+    def test_what_is_removed_before_anything_came_is_looked_for_no_longer(self) -> None:
+        """Of what did come the answer is owed: it may lack ids before its first one."""
+        coverage = Coverage()
+        resumes = self.resumes(coverage)
+        search = resumes.open([TRADES, OTHER])
+        resumes.begin(TRADES, 31, 1_000)
+        resumes.drop_unseen([TRADES, OTHER])
+        search.hear(beat_of({TRADES: entry(1, (1, 20))}), 60.0, 0.0)
+        search.window_read(0.0)
+        [resumed] = search.take(0.0)
+        assert list(resumed.missing) == [(21, 30)]
+        assert resumes.is_over

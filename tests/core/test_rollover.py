@@ -73,3 +73,22 @@ def test_connections_that_were_opened_together_are_replaced_at_times_of_their_ow
     times = [lifetime_s(82_800.0, dice) for _ in range(50)]
     assert len(set(times)) == 50
     assert all(74_520.0 <= each <= 82_800.0 for each in times)
+
+
+def test_what_is_added_during_an_overlap_is_waited_for_and_what_is_ended_is_not() -> None:
+    """The old feed may not go before the new one has brought what both began meanwhile."""
+    added = Subscription("ETHUSDT", "trade")
+    (old, heard), (new, said) = a_feed(), a_feed()
+    overlap = Overlap(old, new, 100.0)
+    said[BUSY].has_joined = True
+    streams: Any = new.streams
+    del streams[QUIET.stream_name]  # it was ended before the new feed began
+    for inlet, voices in ((old, heard), (new, said)):
+        streams = inlet.streams
+        streams[added.stream_name] = voices[added] = Voice()
+    heard[added].received += 1
+    assert not overlap.is_over(104.0)
+    assert overlap.missing == [added.stream_name]
+    assert not overlap.is_over(104.0 + QUIET_S - 0.1)
+    said[added].has_joined = True
+    assert overlap.is_over(104.0 + QUIET_S - 0.05)

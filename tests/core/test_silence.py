@@ -119,3 +119,23 @@ def test_a_silence_that_was_a_fault_teaches_nothing() -> None:
     assert not ear.is_silent
     bench.sweep()
     assert bench.usual[TRADES] <= before
+
+
+def test_what_a_feed_carries_more_or_less_is_heard_more_or_less() -> None:
+    """The other ears keep what they have learned."""
+    bench = Bench()
+    other = Subscription("ETHUSDT", "trade")
+    for _ in range(5):
+        bench.trade()
+        bench.sweep()
+    bench.intake.add([other])
+    bench.intake.join(bench.inlet, [other])
+    bench.intake.leave(bench.inlet, [DEPTH], bench.now)
+    joined_s = bench.now
+    suspected: list[Subscription] = []
+    while not suspected:
+        bench.trade()
+        suspected = bench.sweep()
+    assert suspected == [other]
+    assert bench.now - joined_s >= limit_s(UNKNOWN_S)
+    assert TRADES in bench.usual

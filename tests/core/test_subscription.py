@@ -13,6 +13,7 @@ from ingestor.core.model import Subscription
 from ingestor.core.subscription import (
     MAX_SUBSCRIBE_BYTES,
     MAX_SUBSCRIBE_NAMES,
+    Shares,
     Subscribing,
     expand,
     parse_stream_name,
@@ -168,3 +169,150 @@ def test_a_refused_end_of_a_stream_gives_nothing_up() -> None:
     assert subscribing.refuse(2) == ()
     assert subscribing.refused == []
     assert subscribing.next_request() is not None
+
+
+def messages_of(subscribing: Subscribing) -> list[tuple[str, list[str]]]:
+    """Send everything, have it granted, and return what was sent."""
+    sent: list[tuple[str, list[str]]] = []
+    while (request := subscribing.next_request()) is not None:
+        sent.append((request.method, [each.symbol for each in request.subscriptions]))
+        subscribing.acknowledge(request.id)
+    return sent
+
+
+def test_what_changes_is_asked_for_and_what_stays_is_not_touched() -> None:
+    """Ends before beginnings, so that a full connection is never over its limit; what has ended is told once."""
+    names = trades(5)
+    subscribing = Subscribing(names[:3])
+    assert messages_of(subscribing) == [("SUBSCRIBE", ["S0000USDT", "S0001USDT", "S0002USDT"])]
+    subscribing.change([names[1], names[3], names[4]])
+    assert (subscribing.acknowledged, subscribing.is_settled, subscribing.take_ended()) == (1, False, [])
+    assert messages_of(subscribing) == [
+        ("UNSUBSCRIBE", ["S0000USDT", "S0002USDT"]),
+        ("SUBSCRIBE", ["S0003USDT", "S0004USDT"]),
+    ]
+    assert (subscribing.acknowledged, subscribing.is_settled) == (3, True)
+    assert (subscribing.take_ended(), subscribing.take_ended()) == ([names[0], names[2]], [])
+
+
+def test_a_change_of_mind_before_anything_was_sent_costs_nothing() -> None:
+    """Neither what was to begin nor what was to end."""
+    names = trades(3)
+    subscribing = Subscribing(names[:2])
+    messages_of(subscribing)
+    subscribing.change(names[1:])
+    subscribing.change(names[:2])
+    assert subscribing.is_settled
+    assert (messages_of(subscribing), subscribing.acknowledged) == ([], 2)
+
+
+def test_what_is_wanted_again_while_its_end_is_under_way_begins_anew() -> None:
+    """Its end is not told, because the feed goes on with it."""
+    names = trades(2)
+    subscribing = Subscribing(names)
+    messages_of(subscribing)
+    subscribing.change(names[:1])
+    assert subscribing.next_request() is not None
+    subscribing.change(names)
+    subscribing.acknowledge(2)
+    assert subscribing.take_ended() == []
+    assert messages_of(subscribing) == [("SUBSCRIBE", ["S0001USDT"])]
+    assert (subscribing.acknowledged, subscribing.is_settled) == (2, True)
+
+
+def test_what_is_wanted_no_longer_is_left_out_of_what_was_to_be_sent() -> None:
+    """Of what was not asked for yet, of the halves of a refused message, and of what is dead."""
+    names = trades(6)
+    subscribing = Subscribing(names)
+    subscribing.change(names[1:])
+    subscribing.next_request()
+    assert subscribing.refuse(1) == ()
+    subscribing.change(names[2:5])
+    assert messages_of(subscribing) == [("SUBSCRIBE", ["S0002USDT"]), ("SUBSCRIBE", ["S0003USDT", "S0004USDT"])]
+    subscribing.ask_again([names[1], names[2]])
+    assert messages_of(subscribing) == [("UNSUBSCRIBE", ["S0002USDT"]), ("SUBSCRIBE", ["S0002USDT"])]
+
+
+def test_a_refusal_of_names_that_are_wanted_no_longer_is_forgotten() -> None:
+    """They are asked for anew when they are wanted again; an end that is refused is an end all the same."""
+    names = trades(2)
+    subscribing = Subscribing(names[:1])
+    subscribing.next_request()
+    assert subscribing.refuse(1) == (names[0],)
+    subscribing.change(names[1:])
+    assert subscribing.refused == []
+    messages_of(subscribing)
+    subscribing.change(names[:1])
+    request = subscribing.next_request()
+    assert request is not None
+    subscribing.refuse(request.id)
+    assert subscribing.take_ended() == [names[1]]
+    assert messages_of(subscribing) == [("SUBSCRIBE", ["S0000USDT"])]
+
+
+@given(st.lists(st.sets(st.integers(0, 9)), min_size=1, max_size=8), st.lists(st.booleans(), max_size=40))
+def test_whatever_changes_when_the_venue_ends_up_with_what_is_wanted(wishes: list[set[int]], turns: list[bool]) -> None:
+    """It carries out messages in their order; answers may be late. What is wanted throughout is never ended."""
+    names = trades(10)
+    always = set(names).intersection(*({names[number] for number in wish} for wish in wishes))
+    subscribing = Subscribing([names[number] for number in sorted(wishes[0])])
+    carried, unanswered = set[Subscription](), list[int]()
+
+    def send() -> bool:
+        request = subscribing.next_request()
+        if request is None:
+            return False
+        unanswered.append(request.id)
+        if request.method == "UNSUBSCRIBE":
+            assert always.isdisjoint(request.subscriptions)
+            carried.difference_update(request.subscriptions)
+        else:
+            carried.update(request.subscriptions)
+        return True
+
+    turning = iter(turns)
+    for wish in wishes[1:]:
+        while next(turning, False):
+            if not send() and unanswered:
+                subscribing.acknowledge(unanswered.pop(0))
+        subscribing.change([names[number] for number in sorted(wish)])
+    while send():
+        pass
+    for number in unanswered:
+        subscribing.acknowledge(number)
+    assert carried == {names[number] for number in wishes[-1]}
+    assert (subscribing.acknowledged, subscribing.is_settled) == (len(carried), True)
+    assert carried.isdisjoint(subscribing.take_ended())
+
+
+def test_a_change_moves_nothing_fills_up_what_has_room_and_numbers_what_is_new() -> None:
+    """An empty share is told once, and its number is not given again."""
+    names = trades(12)
+    shares = Shares(4)
+    assert shares.change(names[:8]) == {0: tuple(names[:4]), 1: tuple(names[4:8])}
+    assert shares.change([*names[:3], *names[4:6], names[8]]) == {0: tuple(names[:3]), 1: (*names[4:6], names[8])}
+    assert shares.change([*names[:3], names[8]]) == {1: (names[8],)}
+    assert shares.change([*names[:3], *names[8:]]) == {0: (*names[:3], names[11]), 1: tuple(names[8:11])}
+    assert shares.change([*names[:4], names[7], *names[8:]]) == {1: (*names[8:11], names[3]), 2: (names[7],)}
+    assert shares.change(names[:4]) == {0: tuple(names[:3]), 1: (names[3],), 2: ()}
+    assert shares.change(names[:3]) == {1: ()}
+    assert shares.change(names[:5]) == {0: tuple(names[:4]), 3: (names[4],)}
+
+
+@given(st.lists(st.lists(subscriptions, max_size=12), min_size=1, max_size=5), st.integers(1, 5))
+def test_shares_hold_what_is_wanted_within_their_limit_and_keep_what_they_hold(
+    wishes: list[list[Subscription]], max_streams: int
+) -> None:
+    """Each once; the first change is the plan of a start; only shares that are told have changed."""
+    shares, held = Shares(max_streams), dict[int, tuple[Subscription, ...]]()
+    for turn, wanted in enumerate(wishes):
+        before = {each: number for number, share in held.items() for each in share}
+        changed = shares.change(wanted)
+        assert all(share != held.get(number) for number, share in changed.items())
+        held = {number: share for number, share in (held | changed).items() if share}
+        assert sorted(each for share in held.values() for each in share) == sorted(set(wanted))
+        assert all(len(share) <= max_streams for share in held.values())
+        after = {each: number for number, share in held.items() for each in share}
+        assert all(after[each] == number for each, number in before.items() if each in after)
+        if not turn:
+            assert list(held.values()) == plan_connections(wanted, max_streams)
