@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
@@ -343,19 +343,46 @@ class Environment(EnvSettingsSource):
             return [part.strip() for part in str(value).split(",")]
 
 
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
+
+
 class UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that stands twice: the second would silently win."""
+    """The safe loader, which also refuses a key that stands twice: the second would silently win.
+
+    A key is the text that stands there, whatever YAML takes it for (`on` is true, `1` a number).
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping, and complain with the line when a key comes again."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key has to be a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
                 )
             seen.add(key.value)
+            if key.tag != MERGE_TAG:
+                key.tag = self.DEFAULT_SCALAR_TAG
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value, and say where it stands when it only looks like a date or a number, such as 2024-13-01."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError) as error:  # PyYAML's own constructors let them through
+            kind = node.tag.rpartition(":")[2]
+            text = f"{node.value!r} looks like a {kind} and is none (quote a text)"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from error
+
+
+# What may change while the service runs. All else is a promise to others (where records go, in which order, who this
+# is) or has been divided up at the start (lanes, limits, threads, files, ports).
+CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {
+    "logging": ("level",),
+    "binance": ("symbols", "streams", "kline_intervals"),
+}
 
 
 class Contradiction(NamedTuple):
@@ -396,6 +423,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{where}: {error.problem or error.context}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: {error}".splitlines()[0]]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: is nested too deeply"]) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -590,6 +619,31 @@ def contradicting_ranges(ranges: tuple[BackfillRange, ...]) -> Iterator[Contradi
             yield Contradiction((f"{path}.symbol",), "is a selector, and a past range is of one symbol")
         if moment(wanted.end) <= moment(wanted.start):
             yield Contradiction((f"{path}.end",), f"is not after `start` {wanted.start}")
+
+
+def adopt(running: Config, wanted: Config) -> Config:
+    """Return `running` with what of `wanted` may change while the service runs."""
+    sections = {
+        section: getattr(running, section).model_copy(
+            update={key: getattr(getattr(wanted, section), key) for key in keys}
+        )
+        for section, keys in CHANGEABLE.items()
+    }
+    return running.model_copy(update=sections)
+
+
+def differences(before: Config, after: Config) -> list[str]:
+    """Return the path of every value that differs, a list counting as one."""
+    return list(_differences(before.model_dump(), after.model_dump(), ""))
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in before.items():
+        other = after[key]
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(value, other, f"{path}{key}.")
+        elif value != other:
+            yield f"{path}{key}"
 
 
 def to_yaml(config: Config) -> str:

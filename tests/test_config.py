@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ingestor.config import Config, load, to_yaml
+from ingestor.config import Config, adopt, differences, load, to_yaml
 from ingestor.core.errors import ConfigError
 from ingestor.resources import config_path
 
@@ -234,6 +235,11 @@ def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
         (b"\xff\xfe\xff", ": not UTF-8 text at byte 0"),
         (b"a: \x01", ": unacceptable character"),
         (b"- kinesis\n", ": holds a list, and sections such as `kinesis:` are expected"),
+        (b"a: 2024-13-01", ":1:4: '2024-13-01' looks like a timestamp and is none (quote a text)"),
+        (b"a: !!float x", ":1:4: 'x' looks like a float and is none"),
+        (b"a: !!timestamp x", ":1:4: 'x' looks like a timestamp and is none"),
+        (b"? [a]\n: b", ":1:3: a key has to be a plain word"),
+        (b"[" * 1000, ": is nested too deeply"),
     ],
 )
 def test_a_broken_file_is_reported_with_its_place(tmp_path: Path, content: bytes, where: str) -> None:
@@ -246,10 +252,88 @@ def test_a_broken_file_is_reported_with_its_place(tmp_path: Path, content: bytes
     assert problem.startswith(f"{path}{where}")
 
 
+@pytest.mark.parametrize("key", ["1", "on", "2024-01-01", "!!binary eA=="])
+def test_a_key_is_the_text_that_stands_there(tmp_path: Path, key: str) -> None:
+    """Whatever YAML takes it for, it is a key that nobody knows."""
+    (problem,) = problems(tmp_path, f"logging: {{{key}: 1}}")
+    assert problem.endswith(": there is no such key")
+
+
+PIECES = (
+    *(
+        "? [a]\n: b\n",
+        "&a [*a]",
+        "*x",
+        "!!binary x",
+        "!!set {a}",
+        "!!int x",
+        "<<: 1",
+        "- a\n",
+        "[",
+        "{",
+        "}",
+        "\t",
+        "'",
+    ),
+    *('"', "|\n", "~", ".nan", "2024-13-45", "1: 2", "true: 1", "[[1]]", "{a: b}", "\x00", "\u0085", "---\n"),
+)
+
+
+def test_no_text_makes_reading_fail_without_a_word(tmp_path: Path) -> None:
+    """A service that runs reads what a person has just written: what is wrong with it is said, and never a crash."""
+    dice, path = Random(5), tmp_path / "ingestor.yaml"
+    whole = config_path("production.yaml").read_text()
+    refused = 0
+    for _ in range(150):
+        text = whole
+        for _ in range(dice.randint(1, 3)):
+            at = dice.randrange(len(text))
+            text = text[:at] + dice.choice(PIECES) + text[at + dice.choice([0, 0, 7, 40]) :]
+        path.write_text(text, encoding="utf-8")
+        try:
+            load(path, {})
+        except ConfigError as error:
+            refused += all(error.problems)
+    assert refused > 50
+
+
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     """The message is the path and the reason."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory"):
         load(tmp_path / "nowhere.yaml", {})
+
+
+def test_what_may_change_while_the_service_runs_is_adopted_and_nothing_else() -> None:
+    """The level and what is subscribed to; the rest is named by its path, lists as one."""
+    running = Config()
+    wanted = Config.model_validate(
+        {
+            "logging": {"level": "debug", "format": "console"},
+            "binance": {
+                "symbols": ["BNBUSDT"],
+                "streams": ["trade"],
+                "kline_intervals": [],
+                "book": {"resnapshot_s": 60},
+            },
+            "kinesis": {"lanes": 3, "batch": {"max_records": 7}},
+            "backfill": [{"symbol": "BTCUSDT", "stream": "trade", "start": "2024-01-01", "end": "2024-01-02"}],
+        }
+    )
+    adopted = adopt(running, wanted)
+    assert differences(running, adopted) == [
+        "logging.level",
+        "binance.symbols",
+        "binance.streams",
+        "binance.kline_intervals",
+    ]
+    assert differences(adopted, wanted) == [
+        "logging.format",
+        "binance.book.resnapshot_s",
+        "backfill",
+        "kinesis.batch.max_records",
+        "kinesis.lanes",
+    ]
+    assert differences(running, Config()) == []
 
 
 def test_what_is_printed_can_be_loaded_again(tmp_path: Path) -> None:
