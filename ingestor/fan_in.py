@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from ingestor.channels import BatchSender
     from ingestor.core.binance import Control
@@ -58,9 +58,13 @@ class FanIn:
         """Let one more feed in."""
         return self._intake.open(subscriptions)
 
-    async def close(self, inlet: Inlet) -> None:
-        """Let a feed out after its last hand-over."""
-        await self._hand_on(self._intake.close(inlet, trio.current_time()))
+    def join(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Have a feed carry `subscriptions` too."""
+        self._intake.join(inlet, subscriptions)
+
+    async def leave(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Have a feed carry `subscriptions` no longer, after its last hand-over of them."""
+        await self._hand_on(self._intake.leave(inlet, subscriptions, trio.current_time()))
 
     async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
         """Take what one feed read at once; return the control messages found among it.

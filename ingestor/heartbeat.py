@@ -224,13 +224,14 @@ class HeartbeatWriter:
 class ReadBack:
     """Feeds `resume` with the beats of earlier tasks and hands its answers on; errors are retried for ever.
 
-    `reader` is a patient reader of the heartbeat stream, `decode` is `serializer.decode_heartbeat`, and `started_ms`
-    the wall clock at the start of this task, from which the windows of the search count back.
+    `reader` is a patient reader of the heartbeat stream; with None only what this task itself carried before counts.
+    `decode` is `serializer.decode_heartbeat`, and `started_ms` the wall clock at the start of the search, from which
+    its windows count back.
     """
 
     def __init__(
         self,
-        reader: StreamReader,
+        reader: StreamReader | None,
         resume: Resume,
         decode: Callable[[bytes], Mapping[str, Any]],
         *,
@@ -250,7 +251,10 @@ class ReadBack:
         """Search, then follow tasks that still run as long as that can help; returns when everything is answered."""
         task_status.started()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._search)
+            if self._reader is None:
+                self._skip_search()
+            else:
+                nursery.start_soon(self._search, self._reader)
             while self._resume.is_listening(trio.current_time()):
                 self._answer(deliver)
                 await trio.sleep(TICK_S)
@@ -260,20 +264,24 @@ class ReadBack:
             await trio.sleep(TICK_S)
         log.info("resume_over")
 
-    async def _search(self) -> None:
+    def _skip_search(self) -> None:
+        while self._resume.next_window() is not None:
+            self._resume.window_read(trio.current_time())
+
+    async def _search(self, reader: StreamReader) -> None:
         """Read the newest window and stay at its end, and meanwhile the older ones."""
         newest = self._resume.next_window()
         if newest is None:
             return
         caught_up = trio.Event()
-        follow = partial(self._reader.read, self._start(newest), self._hear, follow=True, on_caught_up=caught_up.set)
+        follow = partial(reader.read, self._start(newest), self._hear, follow=True, on_caught_up=caught_up.set)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
             await caught_up.wait()
             self._resume.window_read(trio.current_time())
             while (window := self._resume.next_window()) is not None:
                 until_ms = self._started_ms - round(window.to_s * 1000)
-                await self._reader.read(self._start(window), self._hear, until_ms=until_ms)
+                await reader.read(self._start(window), self._hear, until_ms=until_ms)
                 self._resume.window_read(trio.current_time())
 
     def _start(self, window: Window) -> Start:

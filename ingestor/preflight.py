@@ -42,7 +42,7 @@ from ingestor.websocket_client import Farewell, Feed, FeedLimits, open_stream, p
 from ingestor.world import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
     from typing import TextIO
 
@@ -248,9 +248,14 @@ class ProbeDoor:
                 self.heard.set()
         return controls
 
-    async def close(self, inlet: Inlet) -> None:
-        """Let the feed out."""
-        del inlet
+    def join(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Let the feed carry more."""
+        inlet.subscriptions += tuple(subscriptions)
+
+    async def leave(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Let the feed out, of some of what it carries or of all."""
+        gone = set(subscriptions)
+        inlet.subscriptions = tuple(each for each in inlet.subscriptions if each not in gone)
         await trio.lowlevel.checkpoint()
 
 

@@ -114,6 +114,10 @@ class Repair:
         """Note that the book of `symbol` needs a snapshot; never blocks."""
         self._books.request(symbol)
 
+    def forget_book(self, symbol: str) -> None:
+        """Note that there is no book of `symbol` any more. Ids that are missing stay owed, whoever carries it next."""
+        self._books.forget(symbol)
+
     def pending(self) -> dict[str, int]:
         """How much is not done yet: missing trades, missing bars, books that wait for a snapshot."""
         return {
@@ -415,6 +419,11 @@ class _BookSync:
                 self._in_flight[symbol].cancel()  # a refresh may wait long for what is left of the budget
         self._bell.ring()
 
+    def forget(self, symbol: str) -> None:
+        self._wishes.pop(symbol, None)
+        if symbol in self._in_flight:
+            self._in_flight[symbol].cancel()
+
     def waiting(self) -> int:
         """How many books cannot answer for want of a snapshot."""
         return sum(wish.urgent for wish in self._wishes.values())
@@ -446,7 +455,9 @@ class _BookSync:
             outcome, snapshot = await self._fetch(symbol, wish, levels)
         del self._in_flight[symbol]
         record = None
-        if snapshot is not None:
+        if self._wishes.get(symbol) is not wish:
+            outcome = "overtaken"  # the book is not wanted any more, or again from the beginning
+        elif snapshot is not None:
             record = self._books.load_snapshot(symbol, snapshot, levels, self._outlet.now_us())
             if record is None:
                 outcome = "too_old"

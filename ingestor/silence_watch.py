@@ -72,7 +72,7 @@ class Connection(Protocol):
 
 
 class SilenceWatch:
-    """Watches all connections; `report_gap` takes what has to be repaired and never blocks."""
+    """Watches all `connections`, which come and go; `report_gap` takes what has to be repaired and never blocks."""
 
     def __init__(
         self,
@@ -92,6 +92,12 @@ class SilenceWatch:
         self._hearings: dict[str, Hearing] = {}
         self._known: dict[Subscription, Position] = {}  # where the venue was, of what we never heard of
 
+    def forget(self, subscriptions: Iterable[Subscription]) -> None:
+        """Know nothing of `subscriptions` any more: nobody carries them."""
+        for subscription in subscriptions:
+            self._usual.pop(subscription, None)
+            self._known.pop(subscription, None)
+
     async def run(self) -> NoReturn:
         """Watch until cancelled."""
         while True:
@@ -101,6 +107,8 @@ class SilenceWatch:
     def _suspects(self) -> list[tuple[Connection, Feed, list[Ear]]]:
         """Return what is suspiciously silent, feed by feed."""
         now = trio.current_time()
+        names = {connection.name for connection in self._connections}
+        self._hearings = {name: hearing for name, hearing in self._hearings.items() if name in names}
         found = []
         for connection in self._connections:
             feed = connection.feed

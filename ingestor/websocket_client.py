@@ -5,7 +5,8 @@ once. What the outside can do to a connection becomes `DisconnectedError`, is lo
 opened again, later each time; a bug ends the process. Nothing is dropped here: a slow consumer stalls the reader.
 
 A connection whose end is foreseen (its age, an announced shutdown, streams that are dead on it) is replaced before it
-is closed, so that nothing is missing in between.
+is closed, so that nothing is missing in between. What a connection carries may change while it lives; what stays of it
+is not touched by that.
 """
 
 from __future__ import annotations
@@ -146,12 +147,16 @@ class Door(Protocol):
         """Let one more feed in."""
         ...
 
+    def join(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Have a feed carry `subscriptions` too, those that it does not carry already."""
+        ...
+
     async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
         """Take what was read at once; return the control messages among it."""
         ...
 
-    async def close(self, inlet: Inlet) -> None:
-        """Let a feed out after its last messages."""
+    async def leave(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        """Have a feed carry `subscriptions` no longer, after its last messages of them."""
         ...
 
 
@@ -190,8 +195,8 @@ class Farewell:
 class Feed:
     """One open connection, from the first byte to its end; it never lives again.
 
-    `inlet` is there from the first message on. `changed` is set when it `has_ended` or when somebody wants it replaced,
-    for the reason `to_replace`; whoever owns it decides what follows.
+    `inlet` is there once the handshake is done. `changed` is set when it `has_ended` or when somebody wants it
+    replaced, for the reason `to_replace`; whoever owns it decides what follows.
     """
 
     def __init__(
@@ -206,7 +211,7 @@ class Feed:
         metrics: Metrics,
         lifetime_s: float,
     ) -> None:
-        self.subscriptions = subscriptions
+        self.subscriptions = tuple(subscriptions)
         self.subscribing = Subscribing(subscriptions)
         self.fact = fact
         self.inlet: Inlet | None = None
@@ -224,6 +229,7 @@ class Feed:
         self._answered = trio.Event()
         self._asked_again = trio.Event()
         self._retired = trio.Event()
+        self._opening = trio.CancelScope()
 
     async def run(self, connect: Connect, url: VenueUrl) -> None:
         """Stream until it is retired or lost, which is noted as `loss`.
@@ -231,7 +237,8 @@ class Feed:
         Whatever ends it, messages that were read are handed on before this returns.
         """
         try:
-            await self._run(connect, url)
+            with self._opening:
+                await self._run(connect, url)
         except DisconnectedError as loss:
             self.loss = loss
         finally:
@@ -255,8 +262,25 @@ class Feed:
         self.changed.set()
 
     def retire(self) -> None:
-        """Close it: another one carries everything."""
+        """Close it, as soon as it is open: another one carries everything, or there is nothing left to carry."""
         self._retired.set()
+
+    def change(self, subscriptions: Sequence[Subscription]) -> None:
+        """Carry `subscriptions` from now on; what stays of them is not touched."""
+        added = set(subscriptions).difference(self.subscriptions)
+        self.subscriptions = tuple(subscriptions)
+        if self.inlet is not None:  # events of a new stream can come before its answer
+            self._door.join(self.inlet, [each for each in self.subscriptions if each in added])
+        self.subscribing.change(subscriptions)
+        self.fact.subscriptions = len(self.subscriptions)
+        self.fact.acknowledged = self.subscribing.acknowledged
+        self._asked_again.set()
+
+    def abandon(self) -> None:
+        """Close it, at once while it is still being opened."""
+        self.retire()
+        if self.inlet is None:
+            self._opening.cancel()
 
     def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
         """End and begin anew the streams of `subscriptions`, which are granted but dead."""
@@ -276,7 +300,8 @@ class Feed:
             with trio.move_on_after(self._limits.farewell_s, shield=True):
                 await trio.aclose_forcefully(lane)
                 await self._hand_over(*lane.take_pending())  # shields itself, for as long as is right
-                await self._leave()
+                if self.inlet is not None:
+                    await self._leave(self.inlet, self.inlet.subscriptions)
         if lane.error is not None:
             if not isinstance(lane.error, LANE_LOSSES):
                 raise lane.error  # a bug of the consumer, which trio-websocket has lost
@@ -296,6 +321,7 @@ class Feed:
     async def _live(self, lane: ReceiveLane, url: VenueUrl) -> None:
         async with trio.open_nursery() as nursery:
             socket = await self._shake_hands(nursery, lane, url)
+            self._enter()
             enter(self.fact, "subscribing")
             with self._metrics.connections_open.track_inprogress():
                 nursery.start_soon(self._watch_silence, lane)
@@ -358,11 +384,10 @@ class Feed:
     async def _hand_over(self, messages: list[bytes], received_s: float) -> None:
         if not messages:
             return
-        if self.inlet is None:
-            self.inlet = self._door.open(self.subscriptions)
+        inlet = self._enter()
         controls: Sequence[Control] = ()
         with self._farewell.protect() as scope:
-            controls = await self._door.consume(self.inlet, messages, received_s)
+            controls = await self._door.consume(inlet, messages, received_s)
         if scope.cancelled_caught:
             self._metrics.abandoned.labels(reason="stop").inc(len(messages))
             log.warning("messages_abandoned", connection=self._name, messages=len(messages))
@@ -370,11 +395,18 @@ class Feed:
         self.had_data = self.had_data or len(messages) > len(controls)
         for control in controls:
             self._act_on(control)
+        if ended := self.subscribing.take_ended():
+            await self._leave(inlet, ended)
 
-    async def _leave(self) -> None:
-        if self.inlet is not None:
-            with self._farewell.protect():
-                await self._door.close(self.inlet)
+    def _enter(self) -> Inlet:
+        """Go in at the door, if that was not done yet; messages may come along with the handshake."""
+        if self.inlet is None:
+            self.inlet = self._door.open(self.subscriptions)
+        return self.inlet
+
+    async def _leave(self, inlet: Inlet, subscriptions: Sequence[Subscription]) -> None:
+        with self._farewell.protect():
+            await self._door.leave(inlet, subscriptions)
 
     def _act_on(self, control: Control) -> None:
         match control:
@@ -432,7 +464,8 @@ class Connection:
     """One connection that is opened again whenever it is lost, and replaced before its end when that is foreseen.
 
     `share` names what it carries, for readiness: connections of the same share stand in for each other. The first
-    attempt is made after `start_after_s`.
+    attempt is made after `start_after_s`. What it carries may `change` at any time; every feed follows, the present one
+    and one that is about to take its place.
     """
 
     def __init__(
@@ -468,30 +501,54 @@ class Connection:
         self._limits = limits
         self._start_after_s = start_after_s
         self._farewell = Farewell(limits.farewell_s)
-        self._board.connections[name] = ConnectionFact(
+        self._feeds: dict[Feed, None] = {}  # those that have not ended
+        self._staying = trio.CancelScope()
+        self._fact = board.connections[name] = ConnectionFact(
             subscriptions=len(self.subscriptions), share=share or name, since_s=trio.current_time()
         )
         self._last_shutdown_s = -math.inf
 
+    def change(self, subscriptions: Sequence[Subscription]) -> None:
+        """Carry `subscriptions` from now on."""
+        self.subscriptions = tuple(subscriptions)
+        self._fact.subscriptions = len(self.subscriptions)
+        for feed in self._feeds:
+            feed.change(self.subscriptions)
+
+    def end(self) -> None:
+        """Carry nothing from now on: `run` hands on what was read, closes and returns."""
+        del self._board.connections[self.name]
+        self._staying.cancel()
+
     async def run(self) -> None:
-        """Stay subscribed until cancelled; reconnect after every loss, slower each time."""
+        """Stay subscribed until cancelled or ended; reconnect after every loss, slower each time."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._farewell.watch)
-            await trio.sleep(self._start_after_s)
-            feed = await self._begin(nursery)
-            while True:
-                self._go_on_with(feed)
-                await feed.changed.wait()
-                if feed.has_ended:
-                    await trio.sleep(self._delay_after_loss(feed))
-                    feed = await self._begin_again(nursery)
-                else:
-                    feed = await self._replace(feed, nursery)
+            with self._staying:
+                await self._stay(nursery)
+            for feed in list(self._feeds):
+                feed.abandon()
+                await feed.ended.wait()
+            log.info("connection_ended", connection=self.name)
+            nursery.cancel_scope.cancel()
+
+    async def _stay(self, nursery: trio.Nursery) -> NoReturn:
+        """Keep a feed open."""
+        await trio.sleep(self._start_after_s)
+        feed = await self._begin(nursery)
+        while True:
+            self._go_on_with(feed)
+            await feed.changed.wait()
+            if feed.has_ended:
+                await trio.sleep(self._delay_after_loss(feed))
+                feed = await self._begin_again(nursery)
+            else:
+                feed = await self._replace(feed, nursery)
 
     async def _begin(self, nursery: trio.Nursery) -> Feed:
         """Open a feed, as soon as the venue's limit on connects allows; it is on its way when this returns."""
         await trio.sleep(self._connects.reserve(trio.current_time()))
-        last = self._board.connections[self.name]
+        last = self._fact
         feed = Feed(
             self.name,
             self.subscriptions,
@@ -504,6 +561,7 @@ class Connection:
             metrics=self._metrics,
             lifetime_s=lifetime_s(self._limits.rollover_after_s, self._jitter),
         )
+        self._feeds[feed] = None
         nursery.start_soon(self._live, feed)
         return feed
 
@@ -514,12 +572,15 @@ class Connection:
 
     async def _live(self, feed: Feed) -> None:
         await feed.run(self._connect, self._url)
+        del self._feeds[feed]
         if feed.had_data:
             self._backoff.reset()  # data, not a handshake, proves the link healthy
 
     def _go_on_with(self, feed: Feed) -> None:
         self.feed = feed
-        self._board.connections[self.name] = feed.fact
+        self._fact = feed.fact
+        if not self._staying.cancel_called:
+            self._board.connections[self.name] = feed.fact
 
     def _delay_after_loss(self, feed: Feed) -> float:
         """Return the seconds to wait, never less than the venue asked for."""
@@ -565,7 +626,7 @@ class Connection:
         overlap: Overlap | None = None
         while not (old.has_ended or new.has_ended):
             now = trio.current_time()
-            if overlap is not None and overlap.is_over(now):
+            if overlap is not None and new.subscribing.is_settled and overlap.is_over(now):
                 if overlap.missing:
                     log.warning("streams_not_carried_over", connection=self.name, streams=overlap.missing)
                 return

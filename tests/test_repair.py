@@ -563,3 +563,25 @@ async def test_a_refused_book_is_left_until_the_next_refresh(autojump_clock: Moc
         await trio.sleep(150)
         assert on.venue.times("depth") == [0, 100]
         assert on.metrics.snapshots.labels("refused")._value.get() == 2
+
+
+async def test_a_book_that_is_gone_is_not_fetched_any_more(autojump_clock: MockClock) -> None:
+    """Neither what is under way nor a refresh; wanted again, it begins from the beginning."""
+    venue = venue_with(Market(books=deque([BOOK])))
+    venue.latency_s = 1.0
+    async with bench(venue, book=config.Book(resnapshot_s=100.0)) as it:
+        it.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(0.5)
+        it.repair.forget_book("BTCUSDT")
+        it.repair.forget_book("ETHUSDT")
+        await trio.sleep(500)
+        assert (it.books.loads("BTCUSDT"), it.repair.pending()["books"], len(venue.times("depth"))) == ([], 0, 1)
+        it.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(0.5)
+        it.repair.forget_book("BTCUSDT")
+        it.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(5)
+        assert len(it.books.loads("BTCUSDT")) == 1
+        it.repair.forget_book("BTCUSDT")
+        await trio.sleep(500)
+        assert len(it.books.loads("BTCUSDT")) == 1

@@ -28,7 +28,7 @@ from ingestor.websocket_client import Connection, FeedLimits, VenueUrl, open_str
 from tests.fakes.venue import CLOSE, PING, FakeVenue, VenueSocket, frame, never, polite
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from ingestor.core.binance import Control
     from tests.fakes.venue import Script
@@ -53,10 +53,14 @@ class Consumer:
         self.inlets.append(inlet)
         return inlet
 
-    async def close(self, inlet: Inlet) -> None:
+    def join(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
+        self.intake.join(inlet, subscriptions)
+
+    async def leave(self, inlet: Inlet, subscriptions: Iterable[Subscription]) -> None:
         await trio.lowlevel.checkpoint()
-        self.inlets.remove(inlet)
-        self.intake.close(inlet, trio.current_time())
+        self.intake.leave(inlet, subscriptions, trio.current_time())
+        if not inlet.subscriptions:
+            self.inlets.remove(inlet)
 
     async def consume(self, inlet: Inlet, messages: list[bytes], received_s: float) -> Sequence[Control]:
         assert received_s <= trio.current_time()
@@ -525,6 +529,119 @@ async def test_connections_of_one_process_are_not_replaced_together(autojump_clo
         feeds.feed.replace("dead streams")
         await trio.sleep(0.2)
         assert len(benches[0].venue.attempts) == 3
+        nursery.cancel_scope.cancel()
+
+
+# What it carries changes
+
+
+def talking(requests: list[Any]) -> Script:
+    """Grant everything, and note what was asked."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        while True:
+            requests.extend((request["method"], request["params"]) for request in await socket.grant())
+
+    return script
+
+
+async def test_a_connection_that_lives_carries_more_or_less(autojump_clock: trio.testing.MockClock) -> None:
+    """Paced as at the start; live all the time, and complete once all is answered. What ended is let go by the door."""
+    requests: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [talking(requests)])
+        connection = bench.start(MANY[:2])
+        await trio.sleep(1)
+        connection.change((*MANY[1:2], *MANY[200:350]))
+        assert bench.fact == ("live", 1)
+        assert not bench.board.connections["feed-1"].is_live
+        assert bench.consumer.inlets[0].subscriptions == (*MANY[:2], *MANY[200:350])
+        await trio.sleep(0.2)
+        assert bench.fact == ("live", 1)
+        await trio.sleep(0.2)
+        assert bench.board.connections["feed-1"].is_live
+        assert bench.consumer.inlets[0].subscriptions == (MANY[1], *MANY[200:350])
+        assert len(bench.venue.attempts) == 1
+        nursery.cancel_scope.cancel()
+    assert [(method, len(names)) for method, names in requests] == [
+        ("SUBSCRIBE", 2),
+        ("UNSUBSCRIBE", 1),
+        ("SUBSCRIBE", 150),
+    ]
+
+
+async def test_a_connection_that_is_away_comes_back_with_what_is_wanted_by_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """While it waits to connect again, and while it connects."""
+    requests: list[Any] = []
+
+    async def late(socket: VenueSocket) -> None:
+        await trio.sleep(2)
+        await talking(requests)(socket)
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [OSError("refused"), late])
+        connection = bench.start(MANY[:2])
+        await trio.sleep(0.5)
+        connection.change(MANY[1:3])
+        assert bench.board.connections["feed-1"].subscriptions == 2
+        await trio.sleep(1)
+        connection.change(MANY[2:5])
+        await trio.sleep(3)
+        assert bench.fact == ("live", 3)
+        nursery.cancel_scope.cancel()
+    assert requests == [("SUBSCRIBE", [each.stream_name for each in MANY[2:5]])]
+
+
+async def test_a_connection_that_ends_hands_on_what_was_read_and_is_no_loss(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """It says goodbye, waits for a consumer that is full, and is not on the board from the first moment."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+        await socket.send_text(TRADE)
+        with trio.move_on_after(20):
+            await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.consumer.room = trio.Event()
+        connection = bench.start()
+        bench.consumer.room.set()
+        await trio.sleep(0.5)
+        bench.consumer.room = trio.Event()
+        await trio.sleep(1)
+        connection.end()
+        assert bench.board.connections == {}
+        await trio.sleep(60)
+        assert (bench.consumer.messages, len(nursery.child_tasks)) == ([], 1)
+        bench.consumer.room.set()
+        await trio.sleep(1)
+        assert (bench.consumer.messages, bench.consumer.inlets, len(nursery.child_tasks)) == ([TRADE], [], 0)
+        assert bench.venue.sockets[0].closed_with is not None
+        assert causes(log) == []
+
+
+@pytest.mark.parametrize("first", [never, OSError("refused"), None], ids=["connecting", "waiting", "not begun"])
+async def test_a_connection_ends_at_once_when_it_is_not_open(
+    first: Script | Exception | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing can have come."""
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [] if first is None else [first])
+        connection = bench.start()
+        began_s = trio.current_time()
+        await trio.sleep(0 if first is None else 0.5)
+        connection.end()
+        while any("run" in task.name for task in nursery.child_tasks):  # noqa: ASYNC110 - nobody could set an event
+            await trio.sleep(0.001)
+        assert trio.current_time() - began_s < 0.6
+        assert bench.board.connections == {}
         nursery.cancel_scope.cancel()
 
 
