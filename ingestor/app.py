@@ -34,18 +34,20 @@ from ingestor.core.overview import overview
 from ingestor.core.partition import key_rule
 from ingestor.core.rate_limit import connect_limit
 from ingestor.core.rates import RollingRates
-from ingestor.core.resume import Identity, Resume
+from ingestor.core.resume import Identity, Resumes
 from ingestor.core.sharding import has_selector, select, share
 from ingestor.core.stopping import StopPlan
-from ingestor.core.subscription import expand, plan_connections
+from ingestor.core.subscription import Shares, expand
 from ingestor.dead_letter import FileDeadLetters, LetterFiles, QueueDeadLetters
 from ingestor.fan_in import FanIn
+from ingestor.hangup import release_hangups
 from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.holes import HoleBook
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.loop_watch import watch_loop
 from ingestor.metrics import open_metrics
 from ingestor.reader import StreamReader
+from ingestor.reload import ConfigFile, Reload
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
@@ -55,7 +57,7 @@ from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollove
 from ingestor.world import open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ingestor.backfill import Wanted
     from ingestor.channels import BatchReceiver, BatchSender
@@ -63,8 +65,7 @@ if TYPE_CHECKING:
     from ingestor.config import Config
     from ingestor.core.intake import Begin
     from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, HoleReason, RecordBatch, Subscription
-    from ingestor.core.rate_limit import RateLimit
-    from ingestor.core.resume import Resumed
+    from ingestor.core.resume import Resume, Resumed
     from ingestor.spool import OpenSpool
     from ingestor.world import World
 
@@ -81,21 +82,26 @@ GC_THRESHOLDS: Final = (100_000, 50, 1_000)
 SWEEP_EVERY_S: Final = 1.0
 CLOSE_S: Final = 2.0  # for dead letters that no disk took until now
 TWIN_AFTER_S: Final = 5.0  # of two connections for the same subscriptions, the second one starts later
+VENUE_WORD_S: Final = 10.0  # the longest that a change of symbols that are named waits for the venue's list
+SYMBOLS_NAMED: Final = 20  # in one line of the log
 AUTO_DISTRIBUTION: Final = (
     "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
     "set its record distribution to USER_PARTITION_KEY"
 )
 
 
-def run(config: Config) -> int:
-    """Run the service until a signal; return the exit code: 0 drained, 1 crashed, 2 misconfigured."""
+def run(config: Config, read_config: Callable[[], Config]) -> int:
+    """Run the service until a signal; return the exit code: 0 drained, 1 crashed, 2 misconfigured.
+
+    `read_config` is what `config` came from, for when it is to be read again.
+    """
     logs.set_up(config.logging.level, config.logging.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     exit_code = 0
     try:
-        trio.run(run_until_signal, config, open_world(config))
+        trio.run(run_until_signal, config, open_world(config), ConfigFile(read_config))
     except* (ConfigError, RestrictedLocationError, health_check.BindError) as group:
         exit_code = MISCONFIGURED
         for error in logs.leaves(group):
@@ -106,12 +112,16 @@ def run(config: Config) -> int:
     return exit_code
 
 
-async def run_until_signal(config: Config, world: World) -> None:
-    """Run the service; the first SIGTERM or SIGINT stops it cleanly, the second one ends it at once."""
+async def run_until_signal(config: Config, world: World, file: ConfigFile) -> None:
+    """Run the service; the first SIGTERM or SIGINT stops it cleanly, the second one ends it at once.
+
+    SIGHUP has the configuration read again.
+    """
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(obey_signals, stop)
-        await serve(config, world, stop)
+        await nursery.start(obey_hangups, file)
+        await serve(config, world, stop, file)
         nursery.cancel_scope.cancel()
 
 
@@ -135,11 +145,30 @@ async def obey_signals(
             stop.set()
 
 
+async def obey_hangups(file: ConfigFile, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    """Have the configuration read again at every SIGHUP, those that were held included."""
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        release_hangups()
+        task_status.started()
+        async for _ in signals:
+            log.info("configuration_asked_for", signal="SIGHUP")
+            file.ask()
+    raise AssertionError("signals have no end")
+
+
 async def serve(
-    config: Config, world: World, stop: trio.Event, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    world: World,
+    stop: trio.Event,
+    file: ConfigFile | None = None,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run the service until `stop`, then drain it; started with the URL of the health server once that answers."""
-    service = Service(config, world)
+    """Run the service until `stop`, then drain it; started with the URL of the health server once that answers.
+
+    Without a `file` the configuration stays what it is.
+    """
+    service = Service(config, world, file)
     async with trio.open_nursery() as observers:
         task_status.started(await observers.start(service.observe))
         observers.start_soon(service.announce_stop, stop)
@@ -156,10 +185,9 @@ async def serve(
 
 
 class Service:
-    """What outlives the line: the board, the metrics, the venue's REST API, the dead letters."""
+    """What outlives the line: the configuration, the board, the metrics, the venue's REST API, the dead letters."""
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config = config
+    def __init__(self, config: Config, world: World, file: ConfigFile | None = None) -> None:
         self.world = world
         self.started_s = trio.current_time()
         self.started_ms = world.wall_ns() // 1_000_000
@@ -167,7 +195,19 @@ class Service:
         self.metrics = open_metrics()
         self.rates = RollingRates()
         self.holes = HoleBook(self.metrics)
-        self.details: dict[str, Callable[[], Any]] = {"holes": self.holes.newest}
+        self.reload = Reload(
+            config,
+            file or ConfigFile(lambda: config),
+            find_at_start=self._find_at_start,
+            find=self._find,
+            run_blocking=world.run_blocking,
+            metrics=self.metrics,
+            wall_ns=world.wall_ns,
+        )
+        self.details: dict[str, Callable[[], Any]] = {
+            "holes": self.holes.newest,
+            "configuration": self.reload.status,
+        }
         self.rest = RestClient(
             config.binance.rest_url,
             config.binance.rest,
@@ -185,6 +225,11 @@ class Service:
             if world.queue is None or url is None
             else QueueDeadLetters(world.queue, url, letters, world.wall_ns, self.metrics)
         )
+
+    @property
+    def config(self) -> Config:
+        """The configuration that runs."""
+        return self.reload.config
 
     async def observe(self, *, task_status: trio.TaskStatus[str]) -> None:
         """Answer probes, watch the loop, try dead letters again, until cancelled."""
@@ -223,18 +268,45 @@ class Service:
     async def find_subscriptions(self, stop: trio.Event) -> list[Subscription]:
         """Return what this task subscribes to; nothing if it was stopped before that was known.
 
-        Only selectors have to wait for the venue's list. Raises ConfigError when nothing is left to subscribe to.
+        Raises ConfigError when nothing is left to subscribe to.
         """
-        binance, shard = self.config.binance, self.config.shard
-        symbols = list(binance.symbols)
-        if has_selector(symbols):
-            symbols = []
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(cancel_at, stop, nursery.cancel_scope)
-                symbols = await self.traded(binance.symbols)
-                nursery.cancel_scope.cancel()
+        found: list[Subscription] = []
+        refusal: ConfigError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_at, stop, nursery.cancel_scope)
+            try:
+                found = await self.reload.first()
+            except ConfigError as error:
+                refusal = error
+            nursery.cancel_scope.cancel()
         if stop.is_set():
             return []
+        if refusal is not None:
+            raise refusal
+        return found
+
+    async def _find_at_start(self, config: Config) -> list[Subscription]:
+        """Return what `config` subscribes to; only selectors wait for the venue's list."""
+        await trio.lowlevel.checkpoint()
+        names = config.binance.symbols
+        return self._subscriptions(config, await self.traded(names) if has_selector(names) else names)
+
+    async def _find(self, config: Config) -> list[Subscription]:
+        """Return what a start would find, having seen that the venue trades some of it.
+
+        Where all names are given the venue's word is only waited for so long: it may be away, or have banned us.
+        """
+        names = config.binance.symbols
+        if has_selector(names):
+            return self._subscriptions(config, await self.traded(names))
+        with trio.move_on_after(VENUE_WORD_S) as limit:
+            await self.traded(names)
+        if limit.cancelled_caught:
+            log.warning("symbols_unchecked", waited_s=VENUE_WORD_S)
+        return self._subscriptions(config, names)
+
+    def _subscriptions(self, config: Config, symbols: Sequence[str]) -> list[Subscription]:
+        binance, shard = config.binance, config.shard
         mine = share(symbols, shard.index, shard.count)
         if not mine:
             raise ConfigError(
@@ -272,7 +344,10 @@ class Ends(NamedTuple):
 
 
 class Line:
-    """From the venue to Kinesis: sources, serializer, producer, and the heartbeat that writes down what arrived."""
+    """From the venue to Kinesis: sources, serializer, producer, and the heartbeat that writes down what arrived.
+
+    What it carries may change while it flows: the start is the first change.
+    """
 
     def __init__(self, service: Service, subscriptions: Sequence[Subscription]) -> None:
         self.service = service
@@ -281,9 +356,14 @@ class Line:
         self.coverage = Coverage()
         self.held = Held()
         self.lag = WatermarkLag()
-        self.intake = Intake(subscriptions)
+        self.intake = Intake()
         self.ends = self._open_channels()
         config, world = service.config, service.world
+        connections = config.binance.connections
+        self.shares = Shares(connections.max_streams)
+        self.connections: list[Connection] = []
+        self.carriers: dict[int, list[Connection]] = {}  # the connections of each share
+        self.connects, self.rollovers = connect_limit(), rollover_pace()
         self.serializer = Serializer(
             framing=config.kinesis.encoding,
             schema_version_id=world.schema_version_id,
@@ -294,15 +374,13 @@ class Line:
         self.producer = self._make_producer()
         self.beats = self._make_beats()
         self.repair = self._make_repair()
-        self.resume = Resume(
+        self.resume = Resumes(
             self.coverage,
-            subscriptions,
             identity=self.author.identity,
             instance=self.author.instance,
             lookback_s=config.heartbeat.resume_lookback_s,
         )
         self.fan_in = self._make_fan_in()
-        self.connections = self._plan_connections()
         self.silence_watch = SilenceWatch(
             self.connections,
             self.intake,
@@ -310,7 +388,7 @@ class Line:
             report_gap=self.repair.report_gap,
             wall_ns=service.world.wall_ns,
         )
-        service.metrics.count_messages_by(self.intake.received)
+        service.metrics.count_messages_by(self.intake.received, self.intake.received_ever)
         service.metrics.watch_watermarks(self._lags)
         service.details["line"] = self.details
 
@@ -343,17 +421,70 @@ class Line:
 
     async def _flow(self, stop: trio.Event) -> None:
         async with trio.open_nursery() as sources:
-            for connection in self.connections:
-                sources.start_soon(connection.run)
+            begun = self._change_to(self.subscriptions, sources)
             sources.start_soon(self.fan_in.give_up_waiting)
             sources.start_soon(self.silence_watch.run)
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
-            sources.start_soon(self._look_back)
+            sources.start_soon(self._look_back, self.resume.open(begun))
+            sources.start_soon(self.service.reload.run, partial(self._carry, sources=sources))
             await stop.wait()
             self.stopped_s = trio.current_time()
             sources.cancel_scope.cancel()
+
+    def _carry(self, wanted: Sequence[Subscription], *, sources: trio.Nursery) -> None:
+        """Carry `wanted` from now on; what stays flows on undisturbed, what is new starts as all did."""
+        before, after = set(self.subscriptions), set(wanted)
+        new = self._change_to(wanted, sources)
+        if added := [each for each in new if self._may_be_resumed(each)]:
+            sources.start_soon(self._resume, self.resume.open(added))
+        log.info(
+            "subscriptions_changed",
+            added=len(after - before),
+            removed=len(before - after),
+            connections=len(self.connections),
+            symbols_added=symbols_of(after - before),
+            symbols_removed=symbols_of(before - after),
+        )
+
+    def _change_to(self, wanted: Sequence[Subscription], sources: trio.Nursery) -> list[Subscription]:
+        """Bring the live state and the connections in line with what is wanted; return what is new."""
+        self._forget_ended()
+        new = self.intake.add(wanted)
+        self.subscriptions = wanted
+        for number, planned in self.shares.change(wanted).items():
+            self._change_share(number, planned, sources)
+        self.intake.end(self.intake.subscriptions().difference(wanted))
+        return new
+
+    def _change_share(self, number: int, planned: Sequence[Subscription], sources: trio.Nursery) -> None:
+        carriers = self.carriers.get(number)
+        if carriers is None:
+            carriers = self.carriers[number] = self._make_connections(number, planned)
+            self.connections += carriers
+            for connection in carriers:
+                sources.start_soon(connection.run)
+        elif planned:
+            for connection in carriers:
+                connection.change(planned)
+        else:
+            for connection in self.carriers.pop(number):
+                connection.end()
+                self.connections.remove(connection)
+
+    def _forget_ended(self) -> None:
+        """Let go of what no feed carries any more.
+
+        What Kinesis has of it stays in the heartbeat, and ids that are missing stay owed: fetched or declared.
+        """
+        ended = self.intake.take_ended()
+        for subscription, event_ms in ended.items():
+            self.coverage.observe(subscription, event_ms)
+            if subscription.kind == "depth":
+                self.repair.forget_book(subscription.symbol)
+        self.resume.drop_unseen(ended)
+        self.silence_watch.forget(ended)
 
     async def _serialize(self) -> None:
         ends = self.ends
@@ -365,6 +496,7 @@ class Line:
         """Look at what no message announces: bars whose closing message never came, watermarks that fall behind."""
         while True:
             await trio.sleep(SWEEP_EVERY_S)
+            self._forget_ended()
             for gap in self.intake.overdue(self.service.world.wall_ns() // 1_000_000):
                 self.repair.report_gap(gap)
             self.lag.sweep(self.intake.next_ids(), self.coverage.watermarks(), trio.current_time())
@@ -390,11 +522,11 @@ class Line:
         if kinesis.aggregation == "kpl" and kinesis.lanes < 2 * stream.open_shards:
             log.warning("few_lanes", lanes=kinesis.lanes, shards=stream.open_shards, advice="two lanes a shard or more")
 
-    async def _look_back(self) -> None:
+    async def _look_back(self, search: Resume) -> None:
         """Take up what earlier tasks delivered; only then is it known what the configured past ranges still lack."""
         config = self.service.config
         if config.heartbeat.resume:
-            await self._resume()
+            await self._resume(search)
         if ranges := configured(config.backfill, config.shard):
             await self._load_past(ranges)
 
@@ -415,7 +547,11 @@ class Line:
         entry = self.coverage.get(subscription)
         return Intervals() if entry is None else entry.covered
 
-    async def _resume(self) -> None:
+    def _may_be_resumed(self, subscription: Subscription) -> bool:
+        """Say whether anything can be known of what was before: from heartbeats, or from this task itself."""
+        return self.service.config.heartbeat.resume or subscription in self.coverage
+
+    async def _resume(self, search: Resume) -> None:
         """Find out what earlier tasks delivered, and have the rest fetched or declared."""
         service = self.service
         reader = StreamReader(
@@ -426,7 +562,11 @@ class Line:
             report_trouble=lambda error, delay_s: log.warning("read_back_waits", error=str(error), delay_s=delay_s),
         )
         read_back = ReadBack(
-            reader, self.resume, decode_heartbeat, started_ms=service.started_ms, wall_ns=service.world.wall_ns
+            reader if service.config.heartbeat.resume else None,
+            search,
+            decode_heartbeat,
+            started_ms=service.world.wall_ns() // 1_000_000,
+            wall_ns=service.world.wall_ns,
         )
         await read_back.run(self._take_up)
 
@@ -448,8 +588,9 @@ class Line:
         """Have fetched, or declared, what the spool lost; it has nothing else left to deliver."""
         self.held.forget()
         now_ms = self.service.world.wall_ns() // 1_000_000
+        carried = set(self.subscriptions)
         for subscription, entry in self.coverage.items():
-            if entry.settled and entry.covered:
+            if entry.settled and entry.covered and subscription in carried:
                 for first, last in entry.missing(entry.covered.highest):
                     self.repair.report_gap(Gap(subscription, first, last, now_ms))
 
@@ -458,7 +599,11 @@ class Line:
         for record in records:
             lost = self.serializer.decode(record.data)
             if lost.depth is not None or (lost.hole is not None and lost.hole.stream == "depth"):
-                self.repair.request_snapshot(lost.symbol)
+                self._request_snapshot(lost.symbol)
+
+    def _request_snapshot(self, symbol: str) -> None:
+        if self.intake.has_book(symbol):
+            self.repair.request_snapshot(symbol)
 
     def _encode_hole(self, claim: Claim, reason: HoleReason) -> EncodedRecord:
         now_us = self.service.world.wall_ns() // 1000
@@ -570,24 +715,17 @@ class Line:
             service.dead_letters,
             admit=self._admit,
             report_gap=self.repair.report_gap,
-            request_snapshot=self.repair.request_snapshot,
+            request_snapshot=self._request_snapshot,
             on_hole=service.holes.note,
             metrics=service.metrics,
             wall_ns=service.world.wall_ns,
         )
 
-    def _plan_connections(self) -> list[Connection]:
-        settings = self.service.config.binance.connections
-        connects, rollovers = connect_limit(), rollover_pace()
-        return [
-            self._make_connection(number, twin, planned, connects, rollovers)
-            for number, planned in enumerate(plan_connections(self.subscriptions, settings.max_streams))
-            for twin in range(settings.redundancy)
-        ]
+    def _make_connections(self, number: int, planned: Sequence[Subscription]) -> list[Connection]:
+        redundancy = self.service.config.binance.connections.redundancy
+        return [self._make_connection(number, twin, planned) for twin in range(redundancy)]
 
-    def _make_connection(
-        self, number: int, twin: int, planned: Sequence[Subscription], connects: RateLimit, rollovers: RateLimit
-    ) -> Connection:
+    def _make_connection(self, number: int, twin: int, planned: Sequence[Subscription]) -> Connection:
         service = self.service
         settings = service.config.binance.connections
         share = f"ws-{number}"
@@ -603,8 +741,8 @@ class Line:
                 multiplier=settings.backoff.multiplier,
                 jitter=service.world.random if settings.backoff.jitter else None,
             ),
-            connects=connects,
-            rollovers=rollovers,
+            connects=self.connects,
+            rollovers=self.rollovers,
             jitter=service.world.random,
             board=service.board,
             metrics=service.metrics,
@@ -624,7 +762,8 @@ class Line:
         """Return what `/status` says of the line beside health and rates."""
         config = self.service.config
         synchronised, books = self.intake.synchronised()
-        marks = self.coverage.watermarks()
+        carried = set(self.subscriptions)
+        marks = {each: mark for each, mark in self.coverage.watermarks().items() if each in carried}
         newest = ((each, self.intake.last_event_ms(each)) for each in self.subscriptions)
         return {
             "service": {"name": config.service.name, "environment": config.service.environment},
@@ -639,6 +778,13 @@ class Line:
             "overview": overview(newest, self.lag.by_subscription(marks, trio.current_time())),
             "watermarks": {each.stream_name: mark for each, mark in marks.items()},
         }
+
+
+def symbols_of(subscriptions: Iterable[Subscription]) -> list[str]:
+    """Return the symbols of `subscriptions` in order, and how many more there are where those would fill a page."""
+    symbols = sorted({each.symbol for each in subscriptions})
+    more = len(symbols) - SYMBOLS_NAMED
+    return [*symbols[:SYMBOLS_NAMED], f"and {more} more"] if more > 0 else symbols
 
 
 async def cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

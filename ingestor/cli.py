@@ -95,11 +95,14 @@ def main() -> None:
 @main.command()
 @configured
 def run(config_name: str) -> None:
-    """Run the service until SIGTERM or SIGINT."""
+    """Run the service until SIGTERM or SIGINT; SIGHUP has it read its configuration again."""
+    from ingestor.hangup import hold_hangups  # noqa: PLC0415
+
+    hold_hangups()  # before the file is read, so that no wish to read it again is missed
     config = load_config(config_name)
     from ingestor import app  # noqa: PLC0415
 
-    sys.exit(app.run(config))
+    sys.exit(app.run(config, partial(load_config, config_name)))
 
 
 @main.command()

@@ -138,6 +138,7 @@ class AtScrape(Collector):
 
     def __init__(self) -> None:
         self.messages: Callable[[], MessageCounts] = dict
+        self.messages_ever: Callable[[], int] = lambda: sum(self.messages().values())
         self.channels: dict[str, Callable[[], tuple[int, int]]] = {}
         self.watermark_lags: Callable[[], Mapping[str, float]] = dict
 
@@ -217,6 +218,15 @@ class Metrics:
             "event_loop_stall_seconds", "How late the loop woke a sleeper.", buckets=STALL_BUCKETS, registry=registry
         )
 
+        self.configuration_reads = Counter(
+            "configuration_reads",
+            "Times the configuration was read again while running.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("applied", "unchanged", "rejected"):
+            self.configuration_reads.labels(outcome)
+
     def _delivery(self, registry: CollectorRegistry) -> None:
         self.batch_size = Histogram(
             "kinesis_batch_size", "Records in one put.", buckets=BATCH_BUCKETS, registry=registry
@@ -264,9 +274,13 @@ class Metrics:
             for hole_reason in get_args(HoleReason):
                 self.holes_declared.labels(stream_type, hole_reason)
 
-    def count_messages_by(self, read: Callable[[], MessageCounts]) -> None:
-        """Have `messages_received_total` read from `read` at scrape time, so that no message pays for it."""
+    def count_messages_by(self, read: Callable[[], MessageCounts], read_ever: Callable[[], int] | None = None) -> None:
+        """Have `messages_received_total` read from `read` at scrape time, so that no message pays for it.
+
+        Symbols come and go; `read_ever` is the sum that never falls.
+        """
         self._at_scrape.messages = read
+        self._at_scrape.messages_ever = read_ever or self._at_scrape.messages_ever
 
     def watch_channel(self, name: str, fill: Callable[[], tuple[int, int]]) -> None:
         """Have the fill of a channel (batches, bytes) read from `fill` at scrape time; `BatchReceiver.fill` fits."""
@@ -282,7 +296,7 @@ class Metrics:
         Messages received, what came through each stage, records and bytes delivered.
         """
         return {
-            "messages": float(sum(self._at_scrape.messages().values())),
+            "messages": float(self._at_scrape.messages_ever()),
             **{stage: float(sum(self.latency.counts(stage))) for stage in get_args(Stage)},
             "records": value_of(self.records_delivered),
             "bytes": value_of(self.bytes_delivered),

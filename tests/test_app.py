@@ -9,20 +9,21 @@ import httpx
 import pytest
 import trio
 
-from ingestor import app
-from ingestor.config import Shard
+from ingestor import app, hangup
+from ingestor.config import Config, Shard
 from ingestor.core.errors import ConfigError
 from ingestor.core.model import Subscription
 from ingestor.core.sharding import share
 from ingestor.local.faults import FailRest
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
+from ingestor.reload import ConfigFile
 from ingestor.serializer import decode_heartbeat
 from tests.fakes.service import run_for, run_line
-from tests.fakes.world import START_MS, MemoryWorld, config_for
+from tests.fakes.world import START_MS, MemoryWorld, config_for, run_inline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -286,3 +287,31 @@ async def test_the_first_signal_stops_and_the_second_one_ends_the_process() -> N
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
     assert exits == [128 + signal.SIGTERM]
+
+
+@pytest.fixture
+def _hangups() -> Iterator[None]:
+    """Put SIGHUP back as it was."""
+    handler = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+@pytest.mark.usefixtures("_hangups")
+async def test_a_hangup_has_the_configuration_read_again_whenever_it_comes() -> None:
+    """Before anybody listens it waits; afterwards, while the process ends, it is ignored."""
+    hangup.hold_hangups()
+    signal.raise_signal(signal.SIGHUP)
+    file = ConfigFile(Config)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(app.obey_hangups, file)
+        with trio.fail_after(5):
+            await file.wait_asked()
+            await file.read_again(run_inline)
+            assert not file.is_asked
+            signal.raise_signal(signal.SIGHUP)
+            await file.wait_asked()
+        nursery.cancel_scope.cancel()
+    signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -14,13 +14,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ingestor import __version__
-from ingestor.cli import main
+from ingestor.cli import load_config, main
 from ingestor.core.errors import IngestorError, SinkError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestor.config import Config
+
+
+@pytest.fixture(autouse=True)
+def hangups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave SIGHUP as it is in this process."""
+    monkeypatch.setattr("ingestor.hangup.hold_hangups", lambda: None)
 
 
 def invoke(*arguments: str, **environ: str) -> Result:
@@ -42,8 +48,8 @@ class Recorder(ModuleType):
             raise self.answer
         return self.answer
 
-    def run(self, config: Config) -> object:
-        return self.note("run", (config,), {})
+    def run(self, config: Config, *more: object) -> object:
+        return self.note("run", (config, *more), {})
 
     def run_demo(self, **options: Any) -> object:
         return self.note("run_demo", (), options)
@@ -122,7 +128,18 @@ def test_run_exits_with_what_the_service_returns(monkeypatch: pytest.MonkeyPatch
     app = stand_in(monkeypatch, "ingestor.app", answer=1)
     result = invoke("run", "--config", "production", INGESTOR__KINESIS__LANES="3")
     assert result.exit_code == 1
-    assert app.calls[0][1][0].kinesis.lanes == 3
+    config, read_again = app.calls[0][1]
+    assert config.kinesis.lanes == 3
+    assert read_again() == load_config("production")
+
+
+def test_run_survives_a_hangup_from_before_it_reads_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Or a wish to read it again would end the process, or be missed."""
+    held: list[str] = []
+    monkeypatch.setattr("ingestor.hangup.hold_hangups", lambda: held.append("held"))
+    app = stand_in(monkeypatch, "ingestor.app")
+    assert invoke("run", "--config", str(tmp_path / "nowhere.yaml")).exit_code == 2
+    assert (held, app.calls) == (["held"], [])
 
 
 @pytest.mark.parametrize(

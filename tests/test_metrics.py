@@ -94,6 +94,14 @@ def test_totals_tell_what_came_through_each_stage() -> None:
     assert metrics.totals() == {"messages": 0, **stages, "records": 5, "bytes": 0}
 
 
+def test_the_sum_of_all_messages_does_not_fall_when_a_symbol_goes() -> None:
+    """A rate would be negative."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.count_messages_by(lambda: {("BTCUSDT", "trade"): 7}, lambda: 20)
+    assert metrics.totals()["messages"] == 20
+    assert 'messages_received_total{stream_type="trade",symbol="ETHUSDT"}' not in scrape(metrics)
+
+
 def test_channels_and_watermarks_are_read_from_their_owners() -> None:
     """A gauge shows what is true at the scrape."""
     metrics = Metrics(CollectorRegistry())
