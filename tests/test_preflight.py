@@ -7,6 +7,7 @@ import json
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import structlog
 import trio
@@ -95,22 +96,25 @@ class Place:
         self.streams = ProbedStreams(world)
         self.skew_ms = 0
         seen = world.as_seen_by_a_service()
-        rest = self.config.binance.rest.model_copy(update={"max_attempts": 2})
         self.outside = Outside(
-            rest=RestClient(
-                self.config.binance.rest_url,
-                rest,
-                metrics=open_metrics(),
-                wall_ns=seen.wall_ns,
-                random=Random(1),
-                transport=seen.rest_transport,
-            ),
+            rest=self.rest_over(seen.rest_transport),
             connect=seen.connect,
             streams=self.streams,
             queue=None,
             find_schema=lambda: "1",
             run_blocking=run_inline,
             wall_ns=lambda: seen.wall_ns() + self.skew_ms * 1_000_000,
+        )
+
+    def rest_over(self, transport: httpx.AsyncBaseTransport | None) -> RestClient:
+        """Return a client of the venue over this network."""
+        return RestClient(
+            self.config.binance.rest_url,
+            self.config.binance.rest.model_copy(update={"max_attempts": 2}),
+            metrics=open_metrics(),
+            wall_ns=self.world.wall_ns,
+            random=Random(1),
+            transport=transport,
         )
 
     def set(self, section: str, **values: object) -> None:
@@ -200,6 +204,26 @@ async def test_a_venue_that_fails_is_unreachable(autojump_clock: MockClock, tmp_
     assert code == 1
     assert levels(text)["binance.rest_url"] == {"fail"}
     assert "DNS, proxy, port 443" in text
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("Name or service not known"), httpx.ConnectTimeout("no answer from 10.0.0.1")]
+)
+async def test_a_venue_that_no_way_leads_to_is_unreachable(
+    autojump_clock: MockClock, place: Place, error: httpx.TransportError
+) -> None:
+    """The words of the network, and where to look; the feed is looked at beside it."""
+
+    async def answer(_request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    place.outside = place.outside._replace(rest=place.rest_over(httpx.MockTransport(answer)))
+    code, text = await place.check()
+    assert code == 1
+    assert (levels(text)["binance.rest_url"], levels(text)["binance.websocket_url"]) == ({"fail"}, {"ok"})
+    assert str(error) in text
+    assert "-> open the way out: DNS, proxy, port 443" in text
 
 
 async def test_a_venue_that_bans_is_not_waited_for(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,7 +26,6 @@ from tests.integration.engines import CREDENTIALS, REGION, clean_environment, fr
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
 
     from ingestor.core.audit import AuditReport
     from ingestor.core.claims import Intervals
@@ -132,6 +132,20 @@ class Running:
         """Ask it to stop, as an orchestrator does; return the exit code."""
         self._process.send_signal(signal.SIGTERM)
         return await self._process.wait()
+
+    def hang_up(self) -> None:
+        """Have it read its configuration again; nothing when it has ended."""
+        self._process.send_signal(signal.SIGHUP)
+
+    async def wait_sheltered(self) -> None:
+        """Wait until SIGHUP does not end it any more: first it is an interpreter that knows nothing of us."""
+        bit = 1 << (signal.SIGHUP - 1)
+        while not bit & self._signals("SigIgn"):  # noqa: ASYNC110 - another process cannot set an event
+            await trio.sleep(0.001)
+
+    def _signals(self, which: str) -> int:
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith(which)), 16)
 
     async def kill(self) -> None:
         """End it as the machine would that it runs on."""
