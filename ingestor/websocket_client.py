@@ -395,7 +395,7 @@ class Feed:
         self.had_data = self.had_data or len(messages) > len(controls)
         for control in controls:
             self._act_on(control)
-        if ended := self.subscribing.take_ended():
+        if controls and (ended := self.subscribing.take_ended()):
             await self._leave(inlet, ended)
 
     def _enter(self) -> Inlet:
