@@ -53,6 +53,7 @@ from ingestor.rest_client import RestClient, RestrictedLocationError, Unavailabl
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
 from ingestor.silence_watch import SilenceWatch
 from ingestor.spool import Spool, SpoolFiles
+from ingestor.threads import open_threads
 from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
@@ -101,7 +102,8 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     exit_code = 0
     try:
-        trio.run(run_until_signal, config, open_world(config), ConfigFile(read_config))
+        file = ConfigFile(read_config, open_threads(1, only_read=True))
+        trio.run(run_until_signal, config, open_world(config), file)
     except* (ConfigError, RestrictedLocationError, health_check.BindError) as group:
         exit_code = MISCONFIGURED
         for error in logs.leaves(group):
@@ -197,10 +199,9 @@ class Service:
         self.holes = HoleBook(self.metrics)
         self.reload = Reload(
             config,
-            file or ConfigFile(lambda: config),
+            file or ConfigFile(lambda: config, world.run_blocking),
             find_at_start=self._find_at_start,
             find=self._find,
-            run_blocking=world.run_blocking,
             metrics=self.metrics,
             wall_ns=world.wall_ns,
         )
@@ -444,8 +445,8 @@ class Line:
             added=len(after - before),
             removed=len(before - after),
             connections=len(self.connections),
-            symbols_added=symbols_of(after - before),
-            symbols_removed=symbols_of(before - after),
+            symbols_added=some({each.symbol for each in after} - {each.symbol for each in before}),
+            symbols_removed=some({each.symbol for each in before} - {each.symbol for each in after}),
         )
 
     def _change_to(self, wanted: Sequence[Subscription], sources: trio.Nursery) -> list[Subscription]:
@@ -780,11 +781,11 @@ class Line:
         }
 
 
-def symbols_of(subscriptions: Iterable[Subscription]) -> list[str]:
-    """Return the symbols of `subscriptions` in order, and how many more there are where those would fill a page."""
-    symbols = sorted({each.symbol for each in subscriptions})
-    more = len(symbols) - SYMBOLS_NAMED
-    return [*symbols[:SYMBOLS_NAMED], f"and {more} more"] if more > 0 else symbols
+def some(symbols: Iterable[str]) -> list[str]:
+    """Return the symbols in order, and how many more there are where all of them would fill a page."""
+    ordered = sorted(symbols)
+    more = len(ordered) - SYMBOLS_NAMED
+    return [*ordered[:SYMBOLS_NAMED], f"and {more} more"] if more > 0 else ordered
 
 
 async def cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -36,11 +36,13 @@ Outcome: TypeAlias = Literal["applied", "unchanged", "rejected"]
 class ConfigFile:
     """Where the configuration comes from, and whether somebody wants it read again.
 
-    `read` is the whole reading, environment and checks included; it blocks, and raises `ConfigError`.
+    `read` is the whole reading, environment and checks included; it blocks, and raises `ConfigError`. `run_blocking` is
+    where it is done.
     """
 
-    def __init__(self, read: Callable[[], Config]) -> None:
-        self.read = read
+    def __init__(self, read: Callable[[], Config], run_blocking: RunBlocking) -> None:
+        self._read = read
+        self._run_blocking = run_blocking
         self._asked = trio.Event()
         self._obsolete = trio.CancelScope()
 
@@ -58,10 +60,10 @@ class ConfigFile:
         """Wait until it is to be read again."""
         await self._asked.wait()
 
-    async def read_again(self, run_blocking: RunBlocking) -> Config:
+    async def read_again(self) -> Config:
         """Read it; whoever asks from now on asks again."""
         self._asked = trio.Event()
-        return await run_blocking(self.read)
+        return await self._run_blocking(self._read)
 
     def until_asked(self) -> trio.CancelScope:
         """Return a scope that ends when somebody asks again, or has done so."""
@@ -92,7 +94,6 @@ class Reload:
         *,
         find_at_start: Find,
         find: Find,
-        run_blocking: RunBlocking,
         metrics: Metrics,
         wall_ns: Callable[[], int],
     ) -> None:
@@ -100,7 +101,6 @@ class Reload:
         self._file = file
         self._find_at_start = find_at_start
         self._find = find
-        self._run_blocking = run_blocking
         self._metrics = metrics
         self._wall_ns = wall_ns
         self._read_ms: int | None = None
@@ -141,7 +141,7 @@ class Reload:
     async def _read_again(self) -> Wanted | None:
         """Return what is wanted now; None if that cannot be, or when somebody asks again meanwhile."""
         try:
-            read = await self._file.read_again(self._run_blocking)
+            read = await self._file.read_again()
             self._read_ms = self._wall_ns() // 1_000_000
             config = adopt(self.config, read)
             logs.set_level(config.logging.level)

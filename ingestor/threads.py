@@ -16,15 +16,18 @@ class RunBlocking(Protocol):
     """Runs a blocking call without blocking the loop, and returns what it returns."""
 
     async def __call__(self, fn: Callable[[], T], /) -> T:
-        """Wait for `fn()`; never abandoned, because what it did may have landed."""
+        """Wait for `fn()`; not abandoned, because what it did may have landed, unless it only reads."""
         ...
 
 
-def open_threads(count: int) -> RunBlocking:
-    """Make a crossing with its own limiter of `count` threads, so that one slow service cannot starve another."""
+def open_threads(count: int, *, only_read: bool = False) -> RunBlocking:
+    """Make a crossing with its own limiter of `count` threads, so that one slow service cannot starve another.
+
+    With `only_read` a cancellation leaves a call to itself: a disk that hangs must not hold up a stop.
+    """
     limiter = trio.CapacityLimiter(count)
 
     async def run_blocking(fn: Callable[[], T], /) -> T:
-        return await trio.to_thread.run_sync(fn, limiter=limiter)
+        return await trio.to_thread.run_sync(fn, limiter=limiter, abandon_on_cancel=only_read)
 
     return run_blocking

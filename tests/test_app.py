@@ -303,12 +303,12 @@ async def test_a_hangup_has_the_configuration_read_again_whenever_it_comes() -> 
     """Before anybody listens it waits; afterwards, while the process ends, it is ignored."""
     hangup.hold_hangups()
     signal.raise_signal(signal.SIGHUP)
-    file = ConfigFile(Config)
+    file = ConfigFile(Config, run_inline)
     async with trio.open_nursery() as nursery:
         await nursery.start(app.obey_hangups, file)
         with trio.fail_after(5):
             await file.wait_asked()
-            await file.read_again(run_inline)
+            await file.read_again()
             assert not file.is_asked
             signal.raise_signal(signal.SIGHUP)
             await file.wait_asked()

@@ -21,7 +21,7 @@ from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.reload import ConfigFile
 from ingestor.serializer import decode_heartbeat
-from tests.fakes.world import START_MS, MemoryWorld, config_for
+from tests.fakes.world import START_MS, MemoryWorld, config_for, run_inline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -70,7 +70,7 @@ class Task:
         self.settings["logging"] = {"level": "info", "format": "json"}
         self.change(binance={"symbols": list(symbols)})
         self.change(**sections)
-        self.file = ConfigFile(lambda: load(self.path, {}))
+        self.file = ConfigFile(lambda: load(self.path, {}), run_inline)
         self.stop, self.ended = trio.Event(), trio.Event()
         self.service = app.Service(load(self.path, {}), world.as_seen_by_a_service(), self.file)
         self.line: app.Line
@@ -555,6 +555,13 @@ async def test_the_log_level_changes_and_nothing_else(autojump_clock: MockClock,
         assert logs_level() == "DEBUG"
         assert task.service.config.logging.level == "debug"
         assert len(task.world.rest_requests) == asked
+
+
+def test_a_line_of_the_log_names_some_symbols() -> None:
+    """In order, and how many more there are."""
+    symbols = [f"S{number:02}USDT" for number in range(25)]
+    assert app.some(reversed(symbols[:20])) == symbols[:20]
+    assert app.some(symbols) == [*symbols[:20], "and 5 more"]
 
 
 # When it comes at a bad time
