@@ -626,7 +626,7 @@ class Connection:
         overlap: Overlap | None = None
         while not (old.has_ended or new.has_ended):
             now = trio.current_time()
-            if overlap is not None and new.subscribing.is_settled and overlap.is_over(now):
+            if overlap is not None and overlap.is_over(now) and new.subscribing.is_settled:
                 if overlap.missing:
                     log.warning("streams_not_carried_over", connection=self.name, streams=overlap.missing)
                 return

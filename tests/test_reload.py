@@ -633,19 +633,19 @@ async def test_a_wish_during_a_stop_is_ignored(
 async def test_symbols_come_and_go_at_random_while_connections_break(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Whatever happens in between: with everything taken up again at the end, every id is delivered or declared."""
     dice = Random(11)
-    symbols = (BTC, ETH, BNB, "SOLUSDT")
-    script = [Disconnect(at_s, dice.choice(["all", "oldest"])) for at_s in range(10, 150, 20)]
+    symbols = (BTC, ETH, BNB)
+    script = [Disconnect(at_s, dice.choice(["all", "oldest"])) for at_s in range(10, 80, 15)]
     connections = {"max_streams": 4, "redundancy": 2, "rollover_after_s": 40}
     task = Task(a_world(*symbols, script=script), tmp_path, *symbols, binance={"connections": connections})
     async with running(task):
-        for _ in range(25):
-            await task.reload(*dice.sample(symbols, dice.randint(1, 4)), seconds=dice.choice([0.1, 0.5, 2, 12]))
-        await task.reload(*symbols, seconds=90)
+        for _ in range(20):
+            await task.reload(*dice.sample(symbols, dice.randint(1, 3)), seconds=dice.choice([0.1, 0.5, 2, 8]))
+        await task.reload(*symbols, seconds=60)
         produced = {name: account.produced.copy() for name, account in task.world.venue.ledger.items()}
         await trio.sleep(10)
         assert task.is_ready
         assert task.line.resume.is_over
-        assert task.line.intake.synchronised() == (4, 4)
+        assert task.line.intake.synchronised() == (3, 3)
         assert not any(task.line.repair.pending().values())
     report = task.world.audit()
     assert report.is_complete

@@ -595,6 +595,38 @@ async def test_a_connection_that_is_away_comes_back_with_what_is_wanted_by_then(
     assert requests == [("SUBSCRIBE", [each.stream_name for each in MANY[2:5]])]
 
 
+async def test_an_overlap_lasts_until_what_was_added_meanwhile_is_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However quiet it is: the old connection is the only one that could bring it."""
+
+    async def slow(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        request = await socket.read_request()
+        await trio.sleep(7)
+        await socket.send_text(json.dumps({"result": None, "id": request["id"]}))
+        await socket.stay()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [talking([]), slow])
+        connection = bench.start(MANY[:1])
+        await trio.sleep(1)
+        first = connection.feed
+        assert first is not None
+        first.replace("dead streams")
+        await trio.sleep(0.5)
+        assert len(bench.venue.attempts) == 2
+        connection.change(MANY[:2])
+        await trio.sleep(6)
+        assert connection.feed is first
+        await trio.sleep(3)
+        assert connection.feed is not first
+        assert first.has_ended
+        assert bench.fact == ("live", 2)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_connection_that_ends_hands_on_what_was_read_and_is_no_loss(
     autojump_clock: trio.testing.MockClock, log: list[Any]
 ) -> None:
