@@ -49,7 +49,7 @@ from ingestor.metrics import open_metrics
 from ingestor.reader import StreamReader
 from ingestor.reload import ConfigFile, Reload
 from ingestor.repair import Repair
-from ingestor.rest_client import RestClient, RestrictedLocationError, UnavailableError
+from ingestor.rest_client import BadRequestError, RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
 from ingestor.silence_watch import SilenceWatch
 from ingestor.spool import Spool, SpoolFiles
@@ -327,6 +327,8 @@ class Service:
                 continue
             except RestrictedLocationError as error:
                 raise ConfigError([f"binance.rest_url: {error}; run in another region"]) from error
+            except BadRequestError as error:
+                raise ConfigError([f"binance.rest_url: there is no list of symbols: {error}"]) from error
             found = select(names, {each.symbol: each.quote_asset for each in info.symbols if each.status == "TRADING"})
             for name in found.unknown:
                 log.error("symbol_not_traded", symbol=name)
@@ -508,8 +510,13 @@ class Line:
     async def _check_world(self) -> None:
         """Look once at what the configuration takes for granted; what cannot be looked at is no reason to stop."""
         await self._check_stream()
-        if not has_selector(self.service.config.binance.symbols):
-            await self.service.traded(self.service.config.binance.symbols)
+        names = self.service.config.binance.symbols
+        if not has_selector(names):
+            try:
+                await self.service.traded(names)
+            except ConfigError:
+                if names == self.service.config.binance.symbols:  # else a person has mended it while the venue was away
+                    raise
 
     async def _check_stream(self) -> None:
         kinesis = self.service.config.kinesis

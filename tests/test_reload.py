@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import structlog
 import trio
@@ -511,15 +512,32 @@ async def test_symbols_that_cannot_be_are_refused(
     symbols: list[str], mention: str, autojump_clock: MockClock, tmp_path: Path, log: list[Any]
 ) -> None:
     """A start would end with exit code 2; a service that runs goes on with what it has, its log level included."""
-    index = 1 - share([ETH], 0, 2).count(ETH)
-    mine = next(symbol for symbol in (f"{letter}USDT" for letter in "ABCDEFGH") if share([symbol], 1 - index, 2))
-    task = Task(a_world(mine, ETH), tmp_path, mine, shard={"index": 1 - index, "count": 2})
+    index = next(index for index in range(2) if not share([ETH], index, 2))
+    mine = next(symbol for symbol in (f"{letter}USDT" for letter in "ABCDEFGH") if share([symbol], index, 2))
+    task = Task(a_world(mine, ETH), tmp_path, mine, shard={"index": index, "count": 2})
     async with running(task):
         await task.reload(*symbols, logging={"level": "debug"})
         (rejected,) = events(log, "configuration_rejected")
         assert mention in rejected["problems"][0]
         assert logs_level() == "INFO"
         assert heard(task.world) == [names(mine)]
+
+
+async def test_a_venue_without_a_list_is_no_reason_to_end(
+    autojump_clock: MockClock, tmp_path: Path, log: list[Any]
+) -> None:
+    """A start would end there: this place is not served any more, or what answers is no venue."""
+    task = Task(a_world(BTC, ETH), tmp_path, BTC)
+    async with running(task):
+        task.world.venue.suffer(FailRest(0.0, 15.0, "restricted"))
+        await task.reload("all:USDT")
+        task.world.venue.desk.trouble.answer = None
+        task.service.rest._http.base_url = httpx.URL("http://venue/elsewhere/")
+        await task.reload(seconds=20)
+        problems = [line["problems"][0] for line in events(log, "configuration_rejected")]
+        assert [problem.partition(":")[0] for problem in problems] == ["binance.rest_url"] * 2
+        assert "run in another region" in problems[0]
+        assert heard(task.world) == [names(BTC)]
 
 
 async def test_what_needs_a_restart_is_named_and_the_rest_is_done(
@@ -601,6 +619,19 @@ async def test_a_wish_that_comes_before_the_line_is_up_is_what_it_begins_with(
         await task.reload(kinesis={"lanes": 0}, seconds=5)
         assert len(events(log, "configuration_rejected")) == 1
         await task.reload(BTC, kinesis={"lanes": 8}, seconds=20)
+        assert heard(world) == [names(BTC)]
+        assert task.is_ready
+
+
+async def test_symbols_that_were_mended_while_the_venue_was_away_do_not_end_it_when_it_comes_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The look at the symbols of the start comes late, and finds that they are not what is wanted any more."""
+    world = a_world(BTC)
+    world.venue.suffer(FailRest(0.0, 60.0, "internal"))
+    task = Task(world, tmp_path, "NOSUCHUSDT")
+    async with running(task):
+        await task.reload(BTC, seconds=120)
         assert heard(world) == [names(BTC)]
         assert task.is_ready
 
