@@ -18,6 +18,7 @@ import click
 
 from ingestor import __version__
 from ingestor.core.errors import ConfigError, IngestorError
+from ingestor.core.wording import printable, printable_lines, redactor, secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,11 +58,17 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             for problem in error.problems:
-                click.echo(problem, err=True)
+                complain(problem)
             ctx.exit(BAD_CONFIG)
         except IngestorError as error:
-            click.echo(f"error: {error}", err=True)
+            complain(f"error: {error}")
             ctx.exit(1)
+
+
+def complain(text: str) -> None:
+    """Write what is wrong, whoever worded it, without what must not be shown."""
+    redact = redactor(secrets_in(os.environ))
+    click.echo(printable_lines(redact(text)), err=True)
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -305,5 +312,5 @@ def health(path: str | None, host: str, port: int, timeout_s: float) -> None:
     from ingestor.probe import ask  # noqa: PLC0415
 
     is_good, text = ask(host, port, path or "/health", timeout_s)
-    click.echo(text)
+    click.echo(printable(text))
     sys.exit(0 if is_good else 1)

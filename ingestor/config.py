@@ -559,28 +559,39 @@ def contradicting_urls(config: Config) -> Iterator[Contradiction]:
         yield Contradiction(paths, "is missing although `dead_letter.kind` is sqs")
 
 
+CREDENTIALS_ELSEWHERE = "should hold neither a user name nor a query: credentials come from the AWS chain only"
+
+
 def wrong_with_url(url: str, scheme: str, permission: str, *, allow_plaintext: bool) -> str | None:
     """Return what is wrong with `url`, which should be `scheme` or its form over TLS; None when nothing is."""
+    if not {"@", "?", "#"}.isdisjoint(url):  # nothing of it is repeated: there is a secret in it, as a rule
+        return CREDENTIALS_ELSEWHERE
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
     except ValueError as error:
         return f"is not an address: {error}"
+    try:
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "is not an address: what stands behind the colon is no port"
     if parts.scheme not in (scheme, f"{scheme}s") or not host:
         return f"should begin with {scheme}s:// and name a host, found {url!r}"
-    if parts.username is not None or parts.query or parts.fragment:
-        return "should hold neither a user name nor a query: credentials come from the AWS chain only"
     if parts.scheme == scheme and not allow_plaintext and not is_loopback(host):
         return f"{scheme}:// to {host} needs `{permission}: true`, or use {scheme}s://"
     return None
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` is this machine and nothing else."""
+    """Tell whether `host` is this machine and nothing else; names below `localhost` are asked of a name server."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host == "localhost"
+
+
+def is_local(url: str) -> bool:
+    """Tell whether what is sent to `url` stays on this machine; then no proxy has to do with it."""
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def contradicting_limits(config: Config) -> Iterator[Contradiction]:

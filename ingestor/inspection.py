@@ -16,11 +16,13 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ingestor.aws import KinesisApi, StreamClient, make_kinesis_client
 from ingestor.core.audit import Audit, AuditReport, Difference, compare
 from ingestor.core.claims import Intervals, claim_of, kline_open_ms, kline_ordinal, subscription_of
 from ingestor.core.errors import DecodeError
+from ingestor.core.wording import printable, printable_json, shortened
 from ingestor.metrics import open_metrics
 from ingestor.reader import LATEST, OLDEST, ReadRecord, ShardPage, StreamReader, Unreadable, decode_page, since
 from ingestor.rest_client import RestClient
@@ -90,17 +92,20 @@ def json_line(item: ReadRecord | Unreadable) -> str:
 
 
 def plain_line(item: ReadRecord | Unreadable) -> str:
-    """Write an item for a terminal."""
+    """Write an item for a terminal, on one line whatever whoever wrote it put there."""
     if isinstance(item, ReadRecord):
-        return f"{_clock(item.arrival_ms)}  {item.record.symbol:<12} {item.record.event_type:<6} {_words(item.record)}"
+        record = item.record
+        line = f"{_clock(item.arrival_ms)}  {record.symbol:<12} {record.event_type:<6} {_words(record)}"
+        return printable(shortened(line))
     beat = _heartbeat(item.data)
     if beat is None:
-        return f"{_clock(item.arrival_ms)}  unreadable, {len(item.data)} bytes: {item.reason}"
+        return printable(shortened(f"{_clock(item.arrival_ms)}  unreadable, {len(item.data)} bytes: {item.reason}"))
     final = ", final" if beat["final"] else ""
-    return (
+    line = (
         f"{_clock(item.arrival_ms)}  heartbeat {beat['beat']} of {beat['service']}/{beat['instance']}, "
         f"part {beat['part'] + 1} of {beat['parts']}, {len(beat['entries'])} subscriptions{final}"
     )
+    return printable(shortened(line))
 
 
 async def audit(
@@ -291,7 +296,7 @@ def as_text(report: AuditReport, differences: list[VenueDifference] | None = Non
     with console.capture() as capture:
         console.print(proof_table(report))
         for line in (*_hole_lines(report), *_difference_lines(differences or [])):
-            console.print(line, highlight=False, markup=False)
+            console.print(printable(line), highlight=False, markup=False)
         console.print(verdict(report, differences), style="bold")
     return capture.get()
 
@@ -305,7 +310,7 @@ def proof_table(report: AuditReport) -> Table:
         table.add_column(name, justify="right")
     for row in report.rows():
         style = "red" if row.missing or row.conflicts else "yellow" if row.declared else None
-        table.add_row(*("" if value is None else str(value) for value in row), style=style)
+        table.add_row(*("" if value is None else Text(printable(str(value))) for value in row), style=style)
     return table
 
 
@@ -377,4 +382,4 @@ def _clock(at_ms: int) -> str:
 
 
 def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    return printable_json(msgspec.json.encode(value).decode())

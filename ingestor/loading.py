@@ -32,6 +32,7 @@ from ingestor.core.intake import hole_record
 from ingestor.core.model import Hole, Subscription
 from ingestor.core.partition import key_rule
 from ingestor.core.stopping import StopPlan
+from ingestor.core.wording import printable_lines
 from ingestor.dead_letter import FileDeadLetters, LetterFiles
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.loading_view import Part, PlainView, RichView, SpanStatus, Status, plan_text, summary_text
@@ -148,7 +149,7 @@ def run_command(request: Request, config: Config, *, plain: bool, dry_run: bool,
         code = trio.run(partial(_run_until_signal, request, config, world, view=view, dry_run=dry_run, out=out))
     except* IngestorError as group:
         for error in logs.leaves(group):
-            click.echo(f"error: {error}", err=True)
+            click.echo(printable_lines(f"error: {error}"), err=True)
     finally:
         view.close()
     return code

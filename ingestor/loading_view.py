@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ingestor.core.wording import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -124,7 +126,7 @@ def summary_text(parts: Sequence[Part], refused: Sequence[tuple[str, str]]) -> s
         lines += [f"  hole {first}..{last}" for first, last in part.holes[:HOLES_SHOWN]]
         if len(part.holes) > HOLES_SHOWN:
             lines.append(f"  and {len(part.holes) - HOLES_SHOWN:,} more holes")
-    lines += [f"refused {file}: {reason}; its records came over REST" for file, reason in refused]
+    lines += [f"refused {file}: {printable(reason)}; its records came over REST" for file, reason in refused]
     return "\n".join(lines) + "\n"
 
 

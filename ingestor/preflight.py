@@ -33,6 +33,7 @@ from ingestor.core.health import ConnectionFact
 from ingestor.core.intake import Inlet
 from ingestor.core.sharding import has_selector, select, share
 from ingestor.core.subscription import expand, plan_connections
+from ingestor.core.wording import printable
 from ingestor.frames import HandshakeRefusedError
 from ingestor.metrics import open_metrics
 from ingestor.resources import read_schema
@@ -157,9 +158,9 @@ async def check(config: Config, outside: Outside, out: TextIO) -> int:
 
 
 def written(finding: Finding) -> str:
-    """Write a finding as a line, and what to do about it as another one."""
-    advice = f"      -> {finding.advice}\n" if finding.advice else ""
-    return f"{finding.level:<5} {finding.subject}: {finding.text}\n{advice}"
+    """Write a finding as a line, and what to do about it as another one; venue and AWS had a hand in both."""
+    advice = f"      -> {printable(finding.advice)}\n" if finding.advice else ""
+    return f"{finding.level:<5} {finding.subject}: {printable(finding.text)}\n{advice}"
 
 
 async def check_venue(config: Config, outside: Outside, note: Note) -> None:

@@ -30,6 +30,7 @@ from ingestor.core.binance import (
 from ingestor.core.errors import DecodeError, EncodeError, IngestorError, SinkError
 from ingestor.core.model import PutEntry, Subscription
 from ingestor.core.partition import key_rule
+from ingestor.core.wording import printable, printable_lines
 from ingestor.dead_letter import ReplayMarks, read_letters
 from ingestor.kinesis_producer import MAX_RECORD_BYTES
 from ingestor.resources import read_schema
@@ -121,7 +122,7 @@ def show_letter(config: Config, letter_id: str, *, as_raw: bool, out: TextIO, ra
     text = fields.pop("text", None)
     fields["bytes"] = len(stored.raw)
     out.writelines(f"{name}: {_plain(value)}\n" for name, value in fields.items())
-    out.write(f"\n{stored.raw.hex(' ') if text is None else text}\n")
+    out.write(f"\n{stored.raw.hex(' ') if text is None else printable_lines(text)}\n")
 
 
 def json_line(stored: StoredLetter, *, is_replayed: bool) -> str:
@@ -183,7 +184,7 @@ async def replay(
         except RefusedError as error:
             refused += 1
             advice = "; --force sends it all the same" if error.is_forcible else ""
-            out.write(f"{stored.id}  refused: {error}{advice}\n")
+            out.write(printable(f"{stored.id}  refused: {error}{advice}") + "\n")
     sent = len(ready)
     if is_dry:
         out.writelines(f"{stored.id}  would be sent\n" for stored, _ in ready)
@@ -202,7 +203,7 @@ async def replay(
                 if error.failure != "poison" or len(batch) > 1:
                     raise
                 refused, sent = refused + 1, sent - 1
-                out.write(f"{batch[0].stored.id}  refused: {error}\n")
+                out.write(printable(f"{batch[0].stored.id}  refused: {error}") + "\n")
     before = len({each.id for each in letters} & replayed)
     out.write(f"{sent} {'to send' if is_dry else 'sent'}, {before} sent before, {refused} refused\n")
     return 1 if refused else 0
@@ -325,5 +326,4 @@ def _clock(at_ms: int) -> str:
 
 def _plain(value: object) -> str:
     """Write a value on one line of a terminal, whatever characters a stranger put into it."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(value if isinstance(value, str) else json.dumps(value))

@@ -136,6 +136,10 @@ def test_words_that_yaml_turns_into_booleans_are_explained(tmp_path: Path, text:
         ),
         ("binance: {rest_url: 'http://[::1'}", "binance.rest_url: is not an address: Invalid IPv6 URL"),
         (
+            "binance: {archive_url: 'http://archive.localhost'}",
+            "binance.archive_url: http:// to archive.localhost needs `binance.allow_plaintext: true`, or use https://",
+        ),
+        (
             "binance: {rest_url: 'https://me:secret@api.binance.com'}",
             "binance.rest_url: should hold neither a user name nor a query: credentials come from the AWS chain only",
         ),
@@ -174,7 +178,7 @@ def test_each_mistake_has_its_words(tmp_path: Path, text: str, problem: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        "binance: {websocket_url: 'ws://127.0.0.1:9443', rest_url: 'http://[::1]:80', archive_url: 'http://a.localhost'}",
+        "binance: {websocket_url: 'ws://127.0.0.1:9443', rest_url: 'http://[::1]:80', archive_url: 'http://localhost'}",
         "binance: {websocket_url: 'ws://venue.internal', allow_plaintext: true}",
         "kinesis: {endpoint_url: 'http://localstack:4566', allow_plaintext: true}",
         "binance: {symbols: ['all:*', 币安人生USDT]}",
@@ -340,3 +344,48 @@ def test_what_is_printed_can_be_loaded_again(tmp_path: Path) -> None:
     """The effective configuration is itself a configuration file with the same meaning."""
     config = load(written(tmp_path, "kinesis: {lanes: 3}\nspool: {directory: /var/spool}"), {})
     assert load(written(tmp_path, to_yaml(config)), {}) == config
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hunter2hunter2@api.binance.com",
+        "htps://me:hunter2hunter2@api.binance.com",
+        "https://me:hunter2/hunter2@api.binance.com",
+        "https://me:hunter2hunter2",
+        "me:hunter2hunter2@api.binance.com",
+        "https://[me:hunter2hunter2@api.binance.com",
+        "https://api.binance.com?token=hunter2hunter2",
+    ],
+)
+@pytest.mark.parametrize(
+    "key", ["binance.rest_url", "binance.websocket_url", "kinesis.endpoint_url", "dead_letter.queue_url"]
+)
+def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, key: str, url: str) -> None:
+    """However the address is broken, and whether it stands in the file or in the environment."""
+    section, name = key.split(".")
+    (in_file,) = problems(tmp_path, f"{section}: {{{name}: '{url}'}}")
+    (in_environment,) = problems(tmp_path, "", **{f"INGESTOR__{section}__{name}".upper(): url})
+    for problem in (in_file, in_environment):
+        assert problem.startswith(key)
+        assert "hunter2" not in problem
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path) -> None:
+    """Somebody looks for a place to put keys; the answer does not quote them."""
+    text = """
+kinesis: {aws_secret_access_key: wJalrXUtnFEMIxK7MDENG}
+heartbeat: {interval_s: {secret_access_key: wJalrXUtnFEMIxK7MDENG}}
+health: {port: AKIAIOSFODNN7EXAMPLE}
+channels: "https://me:wJalrXUtnFEMIxK7MDENG@host"
+"""
+    found = "\n".join(problems(tmp_path, text))
+    assert "wJalrX" not in found
+    assert "AKIA" not in found
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: 1\n", "{a: 1}: 2\n", "a: " + "[" * 3_000, "a: " + "{b: " * 3_000])
+def test_yaml_that_is_no_configuration_at_all_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    """Keys that are lists, and nesting without end."""
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(str(tmp_path))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import structlog
@@ -108,3 +109,55 @@ def test_an_error_that_is_being_handled_is_named_too(logger: Any) -> None:
     except OSError:
         logger.exception("failed")
     assert lines(stream)[0]["errors"] == ["OSError: disk full"]
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # noqa: S105 - the one of AWS' documentation
+
+
+@pytest.mark.parametrize("line_format", ["json", "console"])
+def test_no_secret_of_the_environment_is_in_a_line(line_format: Literal["json", "console"]) -> None:
+    """Not as a value, nor inside of one, nor in a traceback, nor as a local variable of a frame in it."""
+    stream = io.StringIO()
+    logs.set_up("debug", line_format, stream, environ={"AWS_SECRET_ACCESS_KEY": SECRET})
+    log = structlog.get_logger("ingestor.app")
+    log.warning(SECRET, key=SECRET, nested={SECRET: [SECRET, (SECRET,)]}, thing=ValueError(SECRET), n=1)
+    logging.getLogger("botocore").warning("sent %s", SECRET)
+    local_secret = token_hex(8)
+    try:
+        raise OSError(f"x-amz-security-token:{local_secret}, {SECRET}")  # noqa: TRY301 - this is what is tested
+    except OSError:
+        log.exception("failed")
+    text = stream.getvalue()
+    assert "OSError" in text
+    assert "n=1" in text.replace('"n": 1', "n=1")
+    assert SECRET not in text
+    assert local_secret not in text
+
+
+def test_a_stranger_writes_no_line_and_moves_no_terminal() -> None:
+    """A line break in what the venue said is an escape; so is what would clear the screen of whoever reads."""
+    stream = io.StringIO()
+    logs.set_up("info", "console", stream)
+    evil = "gone\n2026-01-01T00:00:00Z [critical ] crashed\x1b[2J\x9b2J\u202e"
+    log = structlog.get_logger("ingestor.feed")
+    log.warning("connection_lost", cause=evil, short="\x1b[2J", nested=[evil])
+    logging.getLogger("hypercorn.error").warning("bad request %s", evil)
+    try:
+        raise OSError("\x1b[2J")  # noqa: TRY301 - this is what is tested
+    except OSError:
+        log.exception("failed")
+    first, second, *traceback = stream.getvalue().splitlines()
+    assert "connection_lost" in first
+    assert "bad request" in second
+    assert len(traceback) > 3
+    assert all(line.isprintable() for line in (first, second, *traceback))
+
+
+def test_a_json_line_is_one_line_whatever_is_in_it() -> None:
+    """Whoever collects lines cannot be told a line that nobody wrote."""
+    stream = io.StringIO()
+    logs.set_up("info", "json", stream)
+    evil = 'gone\n{"event": "forged"}\u2028\x1b[2J\ud800'
+    structlog.get_logger("ingestor.feed").warning("connection_lost", cause=evil)
+    assert [line["cause"] for line in lines(stream)] == [evil]
+    assert stream.getvalue().rstrip("\n").isprintable()

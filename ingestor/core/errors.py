@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from ingestor.core.wording import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class IngestorError(Exception):
-    """The root of every error that this project raises on purpose."""
+    """The root of every error that this project raises on purpose. None of them repeats a credential."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(redacted(text))
 
 
 class ConfigError(IngestorError):
     """The configuration cannot be used; `problems` holds every mistake with its path in the file."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(map(redacted, problems))
+        super().__init__("\n".join(self.problems))
 
 
 class PoisonError(IngestorError):
