@@ -10,24 +10,26 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from contextlib import aclosing, contextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import httpx
 import structlog
 import trio
 
+from ingestor.config import is_local
 from ingestor.core.archive import lines_of
 from ingestor.core.backoff import Backoff
 from ingestor.core.errors import IngestorError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterator
     from pathlib import Path
     from random import Random
     from types import TracebackType
-    from typing import Self
+    from typing import IO, Self
 
     from ingestor.config import Rest
     from ingestor.core.archive import ArchiveFile
@@ -38,9 +40,16 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 DAMAGED_ATTEMPTS: Final = 3
+_DIGEST_CHARACTERS: Final = 64
 _READ_BYTES: Final = 1 << 16  # some 900 trades
 _RETRY_INITIAL_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
+# What an archive may cost us, whoever it is: the largest months have some gigabytes, and their rows shrink to a tenth.
+_LARGEST_FILE_BYTES: Final = 1 << 34
+_CHECKSUM_BYTES: Final = 4_096
+_DIRECTORY_BYTES: Final = 1 << 16  # of one file
+_SHRINKS_AT_MOST: Final = 300
+_METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})  # others may ask for gigabytes to unpack
 _BROKEN_ZIP: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
@@ -81,6 +90,7 @@ class ArchiveClient:
             base_url=base_url.rstrip("/"),
             timeout=settings.timeout_s,
             transport=transport,
+            trust_env=not is_local(base_url),
             headers={"Accept-Encoding": "identity"},
         )
 
@@ -127,11 +137,17 @@ class ArchiveClient:
 
     async def _checksum(self, file: ArchiveFile) -> str | None:
         """Return the SHA-256 that the archive says the file has; None where it says nothing."""
-        response = await self._http.get(f"{file.path}.CHECKSUM")
-        if response.status_code == HTTPStatus.NOT_FOUND:
-            return None
-        _require(response, HTTPStatus.OK)
-        return response.text.partition(" ")[0].strip().lower()
+        async with self._http.stream("GET", f"{file.path}.CHECKSUM") as response:
+            if response.status_code == HTTPStatus.NOT_FOUND:
+                return None
+            _require(response, HTTPStatus.OK)
+            text = b""
+            async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
+                async for chunk in chunks:
+                    text += chunk
+                    if len(text) > _CHECKSUM_BYTES:
+                        raise ArchiveAwayError(f"a CHECKSUM of more than {_CHECKSUM_BYTES} bytes for {file.name}")
+        return text.partition(b" ")[0].strip().lower().decode("latin-1")[:_DIGEST_CHARACTERS]
 
     async def _download(self, file: ArchiveFile, path: Path) -> bool:
         """Bring the file to `path`, from where an earlier attempt stopped; False when the archive does not have it."""
@@ -144,10 +160,16 @@ class ArchiveClient:
                 return True  # all of it is here
             is_rest = response.status_code == HTTPStatus.PARTIAL_CONTENT
             _require(response, HTTPStatus.PARTIAL_CONTENT if is_rest else HTTPStatus.OK)
-            with path.open("ab" if is_rest else "wb") as target:
-                async for chunk in response.aiter_bytes():
-                    await self._run_blocking(partial(target.write, chunk))
+            async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
+                with path.open("ab" if is_rest else "wb") as target:
+                    await self._store(file, chunks, target)
         return True
+
+    async def _store(self, file: ArchiveFile, chunks: AsyncIterable[bytes], target: IO[bytes]) -> None:
+        async for chunk in chunks:
+            size_bytes = await self._run_blocking(partial(_append, target, chunk))
+            if size_bytes > _LARGEST_FILE_BYTES:
+                raise ArchiveAwayError(f"{file.name} has more than {_LARGEST_FILE_BYTES} bytes")
 
 
 def find_damage(path: Path, digest: str | None) -> str | None:
@@ -158,14 +180,45 @@ def find_damage(path: Path, digest: str | None) -> str | None:
         if found != digest:
             return f"SHA-256 is {found} and should be {digest}"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             broken = archive.testzip() if digest is None else None  # SHA-256 said that every byte is the venue's
-            members = len(archive.namelist())
+    except _UnfitError as error:
+        return str(error)
     except _BROKEN_ZIP as error:
         return f"not a whole zip: {error}"
-    if broken is not None or members != 1:
-        return f"{broken} is broken in it" if broken else f"{members} files in it, and one is expected"
-    return None
+    return f"{broken} is broken in it" if broken is not None else None
+
+
+class _UnfitError(zipfile.BadZipFile):
+    """A whole zip that is no table of the archive."""
+
+
+class _Guarded:
+    """A file that `zipfile` reads no large piece of: it takes a directory whole, however large it says it is."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._read = file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _DIRECTORY_BYTES:
+            raise _UnfitError(f"a directory of {size} bytes, and one file is expected")
+        return self._read(size)
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip with one file that can be read without much memory. Raises one of `_BROKEN_ZIP`. Blocks."""
+    with path.open("rb") as content, zipfile.ZipFile(cast("IO[bytes]", _Guarded(content))) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            raise _UnfitError(f"{len(members)} files in it, and one is expected")
+        [member] = members
+        if member.compress_type not in _METHODS:
+            raise _UnfitError(f"packed by method {member.compress_type}")
+        if member.file_size > _SHRINKS_AT_MOST * member.compress_size:
+            raise _UnfitError(f"{member.compress_size} bytes that unpack to {member.file_size}")
+        yield archive
 
 
 def read_lines(path: Path) -> Generator[list[bytes]]:
@@ -174,10 +227,15 @@ def read_lines(path: Path) -> Generator[list[bytes]]:
     Raises `DamagedFileError` where the zip contradicts itself although its checksum was right.
     """
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as table:
+        with open_zip(path) as archive, archive.open(archive.infolist()[0]) as table:
             yield from lines_of(iter(partial(table.read, _READ_BYTES), b""))
     except _BROKEN_ZIP as error:
         raise DamagedFileError(f"{path.name}: not a whole zip: {error}") from error
+
+
+def _append(target: IO[bytes], chunk: bytes) -> int:
+    target.write(chunk)
+    return target.tell()
 
 
 def _size_of(path: Path) -> int:
@@ -187,3 +245,5 @@ def _size_of(path: Path) -> int:
 def _require(response: httpx.Response, status: HTTPStatus) -> None:
     if response.status_code != status:
         raise ArchiveAwayError(f"HTTP {response.status_code} for {response.url}")
+    if "content-encoding" in response.headers:  # it would unpack itself, without a bound, and was not asked to
+        raise ArchiveAwayError(f"packed answer for {response.url}")

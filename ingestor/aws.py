@@ -36,6 +36,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from ingestor.config import is_local
 from ingestor.core.datums import MAX_DATUMS
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
@@ -43,6 +44,7 @@ from ingestor.core.model import EntryFailure, PutEntry
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from botocore.client import ClientMeta
     from mypy_boto3_cloudwatch.client import CloudWatchClient
     from mypy_boto3_cloudwatch.type_defs import MetricDatumTypeDef
     from mypy_boto3_glue.type_defs import SchemaIdTypeDef
@@ -188,6 +190,7 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
         connect_timeout=settings.timeouts.connect_s,
         read_timeout=settings.timeouts.read_s,
         parameter_validation=False,
+        proxies=_proxies_for(settings.endpoint_url),
         max_pool_connections=connections,
         tcp_keepalive=True,
     )
@@ -198,6 +201,7 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:
         raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
+    require_tls(client.meta, allow_plaintext=settings.allow_plaintext)
     _speak_put_records(client)
     return client
 
@@ -230,6 +234,23 @@ def _read_answer(response_dict: dict[str, Any], customized_response_dict: dict[s
         response_dict["body"] = b"{}"
 
 
+def require_tls(meta: ClientMeta, *, allow_plaintext: bool) -> None:
+    """Raise `ConfigError` for a client that would speak in the clear over a network.
+
+    Our configuration is checked before; the SDK also takes endpoints from `AWS_ENDPOINT_URL` and from its own files.
+    """
+    url = meta.endpoint_url
+    if urlsplit(url).scheme != "https" and not allow_plaintext and not is_local(url):
+        service = meta.service_model.service_name
+        text = f"{url} comes from AWS_ENDPOINT_URL or a file of the SDK for {service}; it needs `true`, or https://"
+        raise ConfigError([f"kinesis.allow_plaintext: {text}"])
+
+
+def _proxies_for(endpoint_url: str | None) -> dict[str, str] | None:
+    """Return what `Config(proxies=...)` takes: no proxy for this machine, else those of the environment."""
+    return {} if endpoint_url is not None and is_local(endpoint_url) else None
+
+
 def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     """Ask the Glue Schema Registry which version `definition` is; the schema has the name of the data stream.
 
@@ -237,7 +258,9 @@ def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     when it is not there or cannot be asked: without its id nothing can be framed.
     """
     session = boto3.session.Session(region_name=settings.region)
-    client = session.client("glue", endpoint_url=settings.endpoint_url)
+    config = ClientConfig(proxies=_proxies_for(settings.endpoint_url))
+    client = session.client("glue", endpoint_url=settings.endpoint_url, config=config)
+    require_tls(client.meta, allow_plaintext=settings.allow_plaintext)
     schema: SchemaIdTypeDef = {"RegistryName": GLUE_REGISTRY, "SchemaName": settings.stream_name}
     try:
         version = client.get_schema_by_definition(SchemaId=schema, SchemaDefinition=definition)
@@ -248,7 +271,7 @@ def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     return UUID(version["SchemaVersionId"])
 
 
-def make_cloudwatch_client(region: str, *, timeout_s: float) -> CloudWatchClient:
+def make_cloudwatch_client(region: str, *, timeout_s: float, allow_plaintext: bool = False) -> CloudWatchClient:
     """Build a client that takes at most twice `timeout_s` (connect, read) for a call; raises `ConfigError`.
 
     `AWS_ENDPOINT_URL_CLOUDWATCH` leads it to another endpoint.
@@ -260,11 +283,13 @@ def make_cloudwatch_client(region: str, *, timeout_s: float) -> CloudWatchClient
         max_pool_connections=1,
     )
     try:
-        return boto3.session.Session(region_name=region).client("cloudwatch", config=config)
+        client = boto3.session.Session(region_name=region).client("cloudwatch", config=config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:
         raise ConfigError([f"AWS_ENDPOINT_URL_CLOUDWATCH: {error}"]) from error
+    require_tls(client.meta, allow_plaintext=allow_plaintext)
+    return client
 
 
 def make_sqs_client(queue_url: str, region: str, timeouts: Timeouts) -> SQSClient:
@@ -274,6 +299,7 @@ def make_sqs_client(queue_url: str, region: str, timeouts: Timeouts) -> SQSClien
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=timeouts.connect_s,
         read_timeout=timeouts.read_s,
+        proxies=_proxies_for(queue_url),
     )
     try:
         endpoint_url = f"{parts.scheme}://{parts.netloc}"

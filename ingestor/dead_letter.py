@@ -17,16 +17,16 @@ import os
 from collections import deque
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import msgspec
 import structlog
 import trio
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ingestor import __version__
 from ingestor.core.backoff import Backoff
-from ingestor.core.errors import SinkError
+from ingestor.core.errors import IngestorError, SinkError
 from ingestor.core.model import EventType, PoisonReason  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ QUEUE_MAX_BYTES: Final = 1_048_576
 QUEUE_MAX_MESSAGES: Final = 10
 QUEUE_ATTEMPTS: Final = 3
 LINES: Final = "*.jsonl"
+LINE_MAX_BYTES: Final = 64 * 1024 * 1024  # what is read back may be anybody's; ours are a few megabytes at most
 REPLAYED: Final = "replayed"  # a line with the id of every letter that was sent again
 
 
@@ -58,13 +59,17 @@ class DeadLetterSink(Protocol):
         ...
 
 
+Milliseconds: TypeAlias = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # up to the year 9999
+Id: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class ClaimLine(Struct, frozen=True):
     """The ids a letter stood for."""
 
     symbol: str
     kind: str
-    first: int
-    last: int
+    first: Id
+    last: Id
 
 
 class LetterLine(Struct, frozen=True, omit_defaults=True):
@@ -72,8 +77,8 @@ class LetterLine(Struct, frozen=True, omit_defaults=True):
 
     reason: PoisonReason
     detail: str
-    first_seen_ms: int
-    written_ms: int
+    first_seen_ms: Milliseconds
+    written_ms: Milliseconds
     version: str
     raw_base64: str
     text: str | None = None
@@ -309,20 +314,34 @@ class StoredLetter(NamedTuple):
         return base64.b64decode(self.letter.raw_base64)
 
 
+class LetterLineError(IngestorError):
+    """A line that is no letter of ours."""
+
+
 def read_letters(directory: Path) -> Iterator[StoredLetter]:
-    """Give the letters in a directory, oldest file first; a line that a crash cut short is logged and passed over.
+    """Give the letters in a directory, oldest file first; a line that is none, or cut short, is logged and passed over.
 
     Blocks. Raises OSError for files that cannot be read.
     """
     for path in sorted(directory.glob(LINES)):
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(partial(lines.readline, LINE_MAX_BYTES), b""), 1):
                 try:
-                    letter = msgspec.json.decode(line, type=LetterLine)
-                except msgspec.DecodeError as error:
+                    letter = parse_line(line)
+                except LetterLineError as error:
                     log.warning("dead_letter_unreadable", file=path.name, line=number, error=str(error))
                     continue
                 yield StoredLetter(sha256(line).hexdigest()[:12], letter, path.name)
+
+
+def parse_line(line: bytes) -> LetterLine:
+    """Read a line of a file; raises `LetterLineError` for whatever is no letter."""
+    try:
+        letter = msgspec.json.decode(line, type=LetterLine)
+        base64.b64decode(letter.raw_base64, validate=True)
+    except (ValueError, RecursionError) as error:  # msgspec's errors, bytes that are not UTF-8, text that is not base64
+        raise LetterLineError(str(error)) from error
+    return letter
 
 
 class ReplayMarks:

@@ -47,6 +47,7 @@ LONGEST_16: Final = 0xFFFF
 WHOLE_TEXT_16: Final = (FIN | TEXT) << 8 | LENGTH_16
 read_head: Final = Struct(">HH").unpack_from
 
+LONGEST_WAIT_S: Final = 3 * 86_400.0  # the longest ban of the venue (facts/binance.md §7); more is not waited for
 REFUSALS: Final = {
     403: "the venue's firewall refused it",
     418: "this IP address is banned for exceeding limits",
@@ -240,7 +241,8 @@ def refusal(head: bytes, body: bytes) -> DisconnectedError:
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     retry_after = headers.get("retry-after", "")
     detail = " ".join(body[:200].decode("utf-8", errors="replace").split())
-    return HandshakeRefusedError(int(status), detail, float(retry_after) if retry_after.isdecimal() else 0.0)
+    wait_s = float(retry_after) if retry_after.isdecimal() else 0.0
+    return HandshakeRefusedError(int(status), detail, min(wait_s, LONGEST_WAIT_S))
 
 
 class ReceiveLane(trio.abc.Stream):

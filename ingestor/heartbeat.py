@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ORIGIN_LIMIT_S: Final = 10.0  # the longest that data waits for its origin to be written
+LARGEST_PART_BYTES: Final = 262_144  # to be read: ours are at most half of it, and a larger one would stall the loop
 PARTS_PER_PUT: Final = 40  # of at most 80 kB: below the 5 MB that a call may carry
 RETRY_S: Final = 0.2
 TICK_S: Final = 1.0
@@ -292,6 +293,8 @@ class ReadBack:
         for payload in newest.values():
             await trio.lowlevel.checkpoint()  # decoding a part takes milliseconds
             try:
+                if len(payload.data) > LARGEST_PART_BYTES:
+                    raise DecodeError(f"{len(payload.data)} bytes")  # noqa: TRY301 - one path for all of them
                 beat = beat_from_avro(self._decode(payload.data))
             except (DecodeError, msgspec.ValidationError) as error:
                 self._complain(error)

@@ -10,13 +10,16 @@ again that was answered after all does no harm.
 from __future__ import annotations
 
 import re
+import zlib
+from contextlib import aclosing
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import httpx
 import structlog
 import trio
 
+from ingestor.config import is_local
 from ingestor.core.backoff import Backoff
 from ingestor.core.binance import (
     REFUSALS,
@@ -38,9 +41,10 @@ from ingestor.core.binance import (
 )
 from ingestor.core.errors import IngestorError
 from ingestor.core.weight import PARTS, Admission, Purpose, WeightBudget
+from ingestor.core.wording import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from random import Random
     from types import TracebackType
     from typing import Self
@@ -62,7 +66,12 @@ PAGE_ROWS: Final = 1000  # the most that trades, aggTrades and klines answer wit
 _WEIGHT_LIMIT: Final = 6000  # a minute, until exchangeInfo says otherwise
 _TRANSIENT_CODES: Final = frozenset({-1000, -1001, -1006, -1007, -1008, -1016, -1034})
 _LIMIT_CODE: Final = -1003
-_BANNED_UNTIL: Final = re.compile(r"until (\d{13})\b")
+_BANNED_UNTIL: Final = re.compile(r"until ([0-9]{13})\b")
+_WHOLE_NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_LONGEST_BAN_MS: Final = 3 * 86_400_000  # that the venue knows (facts/binance.md §7); what says more is no ban of its
+# Far above what the venue answers with: all symbols are some 15 MB, a book of 5000 levels half a megabyte.
+_ANSWER_BYTES: Final = 4 << 20
+_LARGE_ANSWERS_BYTES: Final = {"exchangeInfo": 64 << 20, "ticker/24hr": 16 << 20}
 _LIMITED_PAUSE_MS: Final = {429: 60_000, 418: 120_000}  # when the venue names no time: a minute's window, the least ban
 _CLOCK_MARGIN_MS: Final = 1000  # a time by the venue's clock, waited for by ours
 _RETRY_INITIAL_S: Final = 0.5
@@ -108,6 +117,15 @@ class _Call(NamedTuple):
     params: dict[str, str | int]
 
 
+class _Reply(NamedTuple):
+    """A whole answer, unpacked."""
+
+    status_code: int
+    reason_phrase: str
+    headers: httpx.Headers
+    content: bytes
+
+
 def depth_weight(levels: int) -> int:
     """Return what a snapshot of this many levels costs."""
     for most, weight in ((100, 5), (500, 25), (1000, 50)):
@@ -145,7 +163,8 @@ class RestClient:
             base_url=f"{base_url.rstrip('/')}/api/v3/",
             timeout=settings.timeout_s,
             transport=transport,
-            headers={"Accept": "application/json"},
+            trust_env=not is_local(base_url),
+            headers={"Accept": "application/json", "Accept-Encoding": "gzip"},
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30.0),
         )
 
@@ -301,13 +320,18 @@ class RestClient:
             self._metrics.rest_weight_used.set(self._budget.used(self._now_ms()))
             self._metrics.rest_requests.labels(call.endpoint, outcome).inc()
 
-    async def _send(self, call: _Call) -> httpx.Response:
+    async def _send(self, call: _Call) -> _Reply:
         """Get the whole answer; httpx's timeouts are for each read, so the total has its own."""
+        most_bytes = _LARGE_ANSWERS_BYTES.get(call.endpoint, _ANSWER_BYTES)
         try:
             with trio.fail_after(self._settings.timeout_s):
-                return await self._http.get(call.endpoint, params=call.params)
+                async with self._http.stream("GET", call.endpoint, params=call.params) as response:
+                    body = await _read_body(response, most_bytes)
+            return _Reply(response.status_code, response.reason_phrase, response.headers, body)
         except trio.TooSlowError:
             raise UnavailableError(f"no answer within {self._settings.timeout_s:g} s") from None
+        except zlib.error as error:
+            raise UnavailableError(f"unreadable answer: {error}") from error
         except httpx.RequestError as error:
             raise UnavailableError(f"{type(error).__name__}: {error}") from error
 
@@ -329,13 +353,33 @@ def _ignore(_body: bytes) -> None:
     """Read nothing from an answer that says nothing."""
 
 
+async def _read_body(response: httpx.Response, most_bytes: int) -> bytes:
+    """Read an answer as far as it may go; `UnavailableError` beyond that, whatever it was packed to."""
+    packing = response.headers.get("content-encoding", "identity").lower()
+    if packing not in {"identity", "gzip"}:
+        raise UnavailableError(f"unreadable answer: packed by {packing[:20]!r}")
+    body = bytearray()
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS) if packing == "gzip" else None
+    parts = response.aiter_raw() if unpacker else response.aiter_bytes()
+    async with aclosing(cast("AsyncGenerator[bytes]", parts)) as chunks:
+        async for chunk in chunks:
+            body += chunk if unpacker is None else unpacker.decompress(chunk, most_bytes + 1 - len(body))
+            if len(body) > most_bytes:
+                raise UnavailableError(f"an answer of more than {most_bytes} bytes")
+    return bytes(body)
+
+
+def _number_in(text: str) -> int | None:
+    """Read a header that is a whole number; anything else says nothing. `int` alone takes more than digits."""
+    return int(text) if _WHOLE_NUMBER.fullmatch(text) else None
+
+
 def _used_weight(headers: httpx.Headers) -> int | None:
     """Return what the venue counted for this address in its current minute; header names come in any case."""
-    text = headers.get("x-mbx-used-weight-1m") or headers.get("x-mbx-used-weight") or ""
-    return int(text) if text.isdigit() else None
+    return _number_in(headers.get("x-mbx-used-weight-1m") or headers.get("x-mbx-used-weight") or "")
 
 
-def _read_answer(response: httpx.Response, decode: Callable[[bytes], T], now_ms: int) -> T:
+def _read_answer(response: _Reply, decode: Callable[[bytes], T], now_ms: int) -> T:
     """Return the decoded body, or raise what the answer means (the table of facts/binance.md §7)."""
     if response.status_code == HTTPStatus.OK:
         try:
@@ -346,14 +390,15 @@ def _read_answer(response: httpx.Response, decode: Callable[[bytes], T], now_ms:
     raise _meaning(response, refusal, now_ms)
 
 
-def _read_refusal(response: httpx.Response) -> VenueRefusal:
+def _read_refusal(response: _Reply) -> VenueRefusal:
     try:
-        return decode_refusal(response.content)
+        refusal = decode_refusal(response.content)
+        return VenueRefusal(refusal.code, shortened(refusal.text))
     except REFUSALS:  # a proxy's or firewall's page
         return VenueRefusal(0, f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
 
 
-def _meaning(response: httpx.Response, refusal: VenueRefusal, now_ms: int) -> Exception:
+def _meaning(response: _Reply, refusal: VenueRefusal, now_ms: int) -> Exception:
     status = response.status_code
     if status in _LIMITED_PAUSE_MS or refusal.code == _LIMIT_CODE:
         return _LimitedError(_limited_until_ms(response, refusal, now_ms))
@@ -365,12 +410,12 @@ def _meaning(response: httpx.Response, refusal: VenueRefusal, now_ms: int) -> Ex
     return BadRequestError(refusal.code, refusal.text)
 
 
-def _limited_until_ms(response: httpx.Response, refusal: VenueRefusal, now_ms: int) -> int:
+def _limited_until_ms(response: _Reply, refusal: VenueRefusal, now_ms: int) -> int:
     """Return until when nothing may be sent: Retry-After (seconds), the time in the text, or a cautious guess."""
-    seconds = response.headers.get("retry-after", "")
-    if seconds.isdigit():
-        return now_ms + int(seconds) * 1000
+    seconds = _number_in(response.headers.get("retry-after", ""))
+    if seconds is not None:
+        return now_ms + min(seconds * 1000, _LONGEST_BAN_MS)
     named = _BANNED_UNTIL.search(refusal.text)
     if named is not None:
-        return int(named[1]) + _CLOCK_MARGIN_MS
+        return min(int(named[1]) + _CLOCK_MARGIN_MS, now_ms + _LONGEST_BAN_MS)
     return now_ms + _LIMITED_PAUSE_MS.get(response.status_code, _LIMITED_PAUSE_MS[429])

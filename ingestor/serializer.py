@@ -58,6 +58,10 @@ RECORD_OVERHEAD_BYTES = 200  # what the objects around the bytes of one encoded 
 LEVEL_NAMES = frozenset({"Level"})  # the records that our model holds as tuples
 # Every third quantity of a trade was never seen before (recordings: 24 to 46 %), and every volume of a bar.
 UNIQUE_NAMES = frozenset({"volume", "quote_volume", "taker_buy_volume", "taker_buy_quote_volume"})
+# What is read back may be anybody's. Our records are smaller; one that is not costs a hundred times its size to read.
+LARGEST_BYTES = 1_048_576
+LONGEST_NAME = 128  # of a symbol (the venue: 50), an interval, a stream
+LONGEST_DECIMAL_BYTES = 32  # 38 digits are 16 bytes; another writer may have led them with zeros
 
 
 class Schemas:
@@ -87,6 +91,8 @@ class Schemas:
 
     def read_body(self, data: bytes, offset: int, writer: Any) -> dict[str, Any]:
         """Return the fields of the bare Avro bytes behind `offset`, or raise DecodeError."""
+        if len(data) > LARGEST_BYTES:
+            raise DecodeError(f"{len(data)} bytes, and ours are at most {LARGEST_BYTES}")
         body = io.BytesIO(data)
         body.seek(offset)
         reader = None if writer is self.current else self.current  # resolving what is equal would halve the speed
@@ -221,9 +227,9 @@ class DecimalTexts(dict[bytes, str]):
     """A bounded memory from the bytes of a decimal to its text with 8 places; DecodeError above 38 digits."""
 
     def __missing__(self, octets: bytes) -> str:
-        number = int.from_bytes(octets, "big", signed=True)
+        number = int.from_bytes(octets[:LONGEST_DECIMAL_BYTES], "big", signed=True)
         digits = f"{abs(number):09d}"
-        if len(digits) > 38 or not octets:
+        if len(digits) > 38 or not 0 < len(octets) <= LONGEST_DECIMAL_BYTES:
             raise DecodeError(f"{octets[:40].hex()!r} is no decimal of 38 digits")
         text = f"{'-' if number < 0 else ''}{digits[:-8]}.{digits[-8:]}"
         if len(self) >= TABLE_LIMIT:
@@ -233,6 +239,7 @@ class DecimalTexts(dict[bytes, str]):
 
 
 def _record(fields: dict[str, Any], text_of: DecimalTexts) -> MarketData:
+    _check_name(fields["symbol"])
     for name in ("price", "volume", "bid_price", "ask_price"):
         if fields[name] is not None:
             fields[name] = text_of[fields[name]]
@@ -242,11 +249,19 @@ def _record(fields: dict[str, Any], text_of: DecimalTexts) -> MarketData:
         fields["depth"] = _depth(fields["depth"], text_of)
     if fields["kline"] is not None:
         kline: dict[str, Any] = fields["kline"]
+        _check_name(kline["interval"])
         kline |= {name: text_of[value] for name, value in kline.items() if isinstance(value, bytes)}
         fields["kline"] = Kline(**kline)
     if fields["hole"] is not None:
+        _check_name(fields["hole"]["stream"])
         fields["hole"] = Hole(**fields["hole"])
     return MarketData(**fields)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is none: whoever reads keeps names, and a stream can hold any number of long ones."""
+    if len(name) > LONGEST_NAME:
+        raise DecodeError(f"a name of {len(name)} characters")
 
 
 def _depth(fields: dict[str, Any], text_of: DecimalTexts) -> Depth:

@@ -347,6 +347,8 @@ class SpoolFiles:
         file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             length = frame_length(os.pread(file, FRAME.size, segment.read_until))
+            if length > segment.end - segment.read_until:
+                raise BrokenFrameError("the frame is longer than its segment")
             content = decode_frame(os.pread(file, length, segment.read_until))
         finally:
             os.close(file)

@@ -72,6 +72,7 @@ LANE_LOSSES: Final = (DisconnectedError, trio.BrokenResourceError, trio.ClosedRe
 SHUTDOWN_STORM_S: Final = 60.0
 
 LEAST_SLEEP_S: Final = 0.001
+REFUSALS_TOLD: Final = 20  # of one feed; who answers what was not asked would fill the log
 OVERLAP_LOOK_S: Final = 0.1  # how often two feeds that overlap are compared
 
 SHUTDOWN: Final = "server shutdown announced"
@@ -226,6 +227,7 @@ class Feed:
         self._farewell = farewell
         self._metrics = metrics
         self._lifetime_s = lifetime_s
+        self._refusals = 0
         self._answered = trio.Event()
         self._asked_again = trio.Event()
         self._retired = trio.Event()
@@ -415,7 +417,8 @@ class Feed:
             case StreamError(code=code, text=text, id=request_id):
                 given_up = [subscription.stream_name for subscription in self.subscribing.refuse(request_id)]
                 # No name to give up: it was a message around a bad name, or an answer to nothing of ours.
-                report = log.error if given_up else log.info
+                self._refusals += not given_up
+                report = log.error if given_up else log.info if self._refusals <= REFUSALS_TOLD else log.debug
                 report("subscription_refused", connection=self._name, code=code, text=text, given_up=given_up)
             case ServerShutdown():
                 self.replace(SHUTDOWN)

@@ -106,7 +106,12 @@ def open_metrics_outlet(config: Config) -> MetricsOutlet | None:
     """Open what `metrics.cloudwatch.mode` asks for, with a thread of its own that a stop need not wait for long."""
     settings = config.metrics.cloudwatch
     if settings.mode == "api":
-        make_client = partial(make_cloudwatch_client, config.kinesis.region, timeout_s=OBSERVERS_S / 2)
+        make_client = partial(
+            make_cloudwatch_client,
+            config.kinesis.region,
+            timeout_s=OBSERVERS_S / 2,
+            allow_plaintext=config.kinesis.allow_plaintext,
+        )
         return CloudWatchSink(AwsApi(make_client, open_threads(1)), settings.namespace)
     if settings.mode == "emf":
         return EmfOutlet(sys.stdout, settings.namespace, open_threads(1))

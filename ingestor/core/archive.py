@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ArchiveKind: TypeAlias = Literal["trades", "aggTrades", "klines"]
 
+LONGEST_LINE_BYTES = 4_096  # a row has some hundred bytes; without an end it would be gathered for ever
+
 _DAY = timedelta(days=1)
 
 
@@ -103,11 +105,16 @@ def files_between(
 
 
 def lines_of(chunks: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Cut the bytes of a CSV into lists of whole lines, one list a chunk; a header line is left out."""
+    """Cut the bytes of a CSV into lists of whole lines, one list a chunk; a header line is left out.
+
+    Raises `BadRowError` for a line without an end.
+    """
     rest = b""
     is_begun = False
     for chunk in chain(chunks, (b"\n",)):
         *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LONGEST_LINE_BYTES:
+            raise BadRowError(f"{rest[:120]!r} begins a line of more than {LONGEST_LINE_BYTES} bytes")
         lines = [line for line in whole if line]
         if lines and not is_begun:
             is_begun = True
@@ -121,6 +128,9 @@ def parse(kind: ArchiveKind, lines: Sequence[bytes]) -> list[Any]:
     Raises `BadRowError` naming the first line that is none of `kind`.
     """
     decode = _DECODERS[kind].decode
+    foreign = next((line for line in lines if b'"' in line or b"\\" in line), None)
+    if foreign is not None:  # with quotes of its own, a line could be read as several rows, or as none
+        raise BadRowError(f"{foreign[:120]!r} is no row of {kind}: a quote or a backslash")
     try:
         return decode(_as_json(lines))
     except REFUSALS as error:

@@ -68,7 +68,7 @@ class StreamReport(Struct, frozen=True, kw_only=True):
 
 
 class AuditReport(Struct, frozen=True):
-    """The whole proof. `undecodable` entries of the stream are not ours, or not readable."""
+    """The whole proof. `undecodable` entries of the stream are not ours, not readable, or cannot be counted."""
 
     streams: list[StreamReport]
     undecodable: int
@@ -202,6 +202,8 @@ class Audit:
             self._deliver(claim.subscription, claim.first, claim.last, record, is_late=is_late)
         elif record.depth is not None:
             self._see_snapshot(record)
+        elif record.kline is not None and record.kline.closed:
+            self._undecodable += 1  # a bar of an interval that the venue does not have
         elif record.kline is not None:
             chain = self._chain(Subscription(record.symbol, f"kline_{record.kline.interval}"))
             chain.records += 1

@@ -13,12 +13,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ingestor.core.model import DecimalText, Depth, Kline, Level, MarketData, PoisonReason, Trade
+from ingestor.core.wording import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that a decode raises for bad bytes: msgspec 0.22 lets invalid UTF-8 and deep nesting out as Python's errors."""
+
+LONGEST_SYMBOL = 50
+"""Characters that the venue's symbols have at most; a longer one names nothing."""
 
 MICROSECONDS_FROM = 10**15
 """A venue time from here on is in microseconds, below it in milliseconds (facts/binance.md §9)."""
@@ -187,7 +191,7 @@ def classify(message: bytes) -> Control | Poison:
     try:
         fields = msgspec.json.decode(message)
     except REFUSALS as error:
-        return Poison("invalid_json", str(error))
+        return Poison("invalid_json", shortened(str(error)))
     if not isinstance(fields, dict):
         return Poison("unexpected_shape", f"a message is an object, not {type(fields).__name__}")
     return _control(fields) or _poison(message, fields)
@@ -198,7 +202,8 @@ def _control(fields: dict[str, Any]) -> Control | None:
     request_id = request if isinstance(request, int | str) else None
     error = fields.get("error", fields)  # the server nests what the documentation shows flat
     if isinstance(error, dict) and isinstance(error.get("code"), int):
-        return StreamError(error["code"], str(error.get("msg", "")), request_id)
+        text = error.get("msg", "")
+        return StreamError(error["code"], shortened(text) if isinstance(text, str) else "", request_id)
     if "result" in fields:
         return Ack(request_id)
     if _payload(fields).get("e") == "serverShutdown":
@@ -213,8 +218,14 @@ def _poison(message: bytes, fields: dict[str, Any]) -> Poison:
     if tag in _EVENT_TAGS if isinstance(tag, str) else not _is_foreign(fields.get("stream")):
         reason, detail = _what_is_wrong(message)
     else:
-        reason, detail = "unknown_event", f"event {tag!r} of stream {fields.get('stream')!r}"
-    return Poison(reason, detail, symbol if isinstance(symbol, str) else None)
+        reason, detail = "unknown_event", f"event {_named(tag)} of stream {_named(fields.get('stream'))}"
+    is_symbol = isinstance(symbol, str) and len(symbol) <= LONGEST_SYMBOL
+    return Poison(reason, shortened(detail), symbol if is_symbol else None)
+
+
+def _named(name: object) -> str:
+    """Write a name, or what stands in its place: written out, something deep would exhaust the stack."""
+    return repr(name) if isinstance(name, str) or name is None else f"a {type(name).__name__}"
 
 
 def _payload(fields: dict[str, Any]) -> dict[str, Any]:

@@ -187,12 +187,17 @@ def kline_open_ms(interval: str, ordinal: int) -> int:
     return ordinal * _INTERVAL_MS[interval] + _OFFSET_MS.get(interval, 0)
 
 
+def is_kline_interval(interval: str) -> bool:
+    """Tell whether the venue has bars of this interval."""
+    return interval == "1M" or interval in _INTERVAL_MS
+
+
 def _months_since_epoch(at_ms: int) -> int:
-    days = at_ms // _DAY_MS
-    ordinal = days * 12 // 366  # never too late, and at most a few months too early
-    while kline_open_ms("1M", ordinal + 1) <= at_ms:
-        ordinal += 1
-    return ordinal
+    """Count months by the civil calendar, in years that begin in March; the inverse of `_days_since_epoch`."""
+    era, day = divmod(at_ms // _DAY_MS + 719_468, 146_097)  # 400 years
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    day_of_year = day - (365 * year + year // 4 - year // 100)
+    return (400 * era + year - 1970) * 12 + (5 * day_of_year + 2) // 153 + 2
 
 
 def _days_since_epoch(year: int, month: int) -> int:
@@ -227,7 +232,10 @@ _trade_subscriptions: Final = _TradeSubscriptions()
 
 
 def claim_of(record: MarketData) -> Claim | None:
-    """Return the ids that this record stands for once acknowledged; None for a snapshot and for a bar that is open."""
+    """Return the ids that this record stands for once acknowledged.
+
+    None for a snapshot, for a bar that is open, and for one of an interval that nobody can count in.
+    """
     trade = record.trade
     if trade is not None:
         trade_id = trade.trade_id
@@ -239,7 +247,7 @@ def claim_of(record: MarketData) -> Claim | None:
         return Claim(subscription_of(record.symbol, "depth"), depth.first_update_id, depth.final_update_id)
     kline = record.kline
     if kline is not None:
-        if not kline.closed:
+        if not kline.closed or not is_kline_interval(kline.interval):
             return None
         ordinal = kline_ordinal(kline.interval, kline.open_time)
         return Claim(_kline_subscription(record.symbol, kline.interval), ordinal, ordinal)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec import Struct, field
 
 from ingestor.core.binance import (
+    LONGEST_SYMBOL,
     REFUSALS,
     DepthEvent,
     KlineEvent,
@@ -40,6 +41,7 @@ from ingestor.core.gaps import (
 )
 from ingestor.core.model import DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.core.voices import ENDED, NEVER, FirstCome, Led
+from ingestor.core.wording import shortened
 
 # How far a subscription is: its newest id and 0; of bars the newest open time and its number of trades. Comparable.
 Position: TypeAlias = tuple[int, int]
@@ -595,4 +597,5 @@ def _mismatch(combined: Combined, raw: bytes, received_us: int) -> DeadLetter:
 
 
 def _letter(reason: PoisonReason, detail: str, raw: bytes, received_us: int, symbol: str | None) -> DeadLetter:
-    return DeadLetter(reason=reason, detail=detail, raw=raw, at_ms=received_us // 1000, symbol=symbol)
+    named = symbol if symbol is None or len(symbol) <= LONGEST_SYMBOL else None
+    return DeadLetter(reason=reason, detail=shortened(detail), raw=raw, at_ms=received_us // 1000, symbol=named)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import md5
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestor.core.errors import DecodeError
@@ -30,6 +31,8 @@ _ENVELOPE_BYTES: Final = len(MAGIC) + _DIGEST_BYTES + len(OUTER_KEY)
 _KEYS: Final = 1 << 14  # keys in one blob; their indexes fit into two bytes
 _KEPT_INDEXES: Final = 256  # keys of a blob whose prefixes are kept
 _KEPT_BELOW: Final = 512  # data bytes; for longer ones a prefix costs little beside the record itself
+RECORDS: Final = 1 << 16  # in a blob, written or read: a stranger's may hold many empty ones, and each costs memory
+_VARINT_BYTES: Final = 10  # of 64 bits
 
 
 class InnerRecord(NamedTuple):
@@ -81,7 +84,7 @@ def aggregate(records: Iterable[EncodedRecord], explicit_hash_key: str, max_byte
     keys: dict[str, _Prefixes] = {}
     newest_key_at = -1
     parts: list[bytes] = []
-    for record in records:
+    for record in islice(records, RECORDS):
         data, partition_key = record.data, record.partition_key
         prefixes = keys.get(partition_key)
         if prefixes is None:
@@ -109,7 +112,7 @@ def disaggregate(data: bytes, partition_key: str) -> list[InnerRecord]:
     """Return the records inside a stored record, in order; a plain one is its own only one.
 
     Plain is, as in KCL, whatever has no magic bytes or a wrong digest. Raises `DecodeError` when the digest is right
-    and the message is not.
+    and the message is not, or holds more than `RECORDS`.
     """
     message = data[len(MAGIC) : -_DIGEST_BYTES]
     if not data.startswith(MAGIC) or md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:
@@ -125,13 +128,15 @@ def disaggregate(data: bytes, partition_key: str) -> list[InnerRecord]:
                 hash_keys.append(_text(value))
             elif field == 3:
                 inner.append(_bytes(value))
+                if len(inner) > RECORDS:
+                    raise DecodeError(f"a blob of more than {RECORDS} records")
         return [_inner_record(body, keys, hash_keys) for body in inner]
     except (IndexError, UnicodeDecodeError) as error:
         raise DecodeError(f"a blob of {len(data)} bytes with a right digest and a wrong inside: {error}") from error
 
 
 def _inner_record(body: bytes, keys: list[str], hash_keys: list[str]) -> InnerRecord:
-    partition_key, explicit_hash_key, data = "", None, b""
+    partition_key, explicit_hash_key, data = None, None, None
     for field, value in _fields(body):
         if field == 1:
             partition_key = keys[_int(value)]
@@ -139,6 +144,8 @@ def _inner_record(body: bytes, keys: list[str], hash_keys: list[str]) -> InnerRe
             explicit_hash_key = hash_keys[_int(value)]
         elif field == 3:
             data = _bytes(value)
+    if partition_key is None or data is None:
+        raise DecodeError("a record without a key or without data")
     return InnerRecord(partition_key, explicit_hash_key, data)
 
 
@@ -159,14 +166,13 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    byte = message[position]
-    number, shift = byte & 0x7F, 7
-    while byte > 0x7F:
-        position += 1
-        byte = message[position]
-        number |= (byte & 0x7F) << shift
-        shift += 7
-    return number, position + 1
+    number = 0
+    for index in range(_VARINT_BYTES):
+        byte = message[position + index]
+        number |= (byte & 0x7F) << 7 * index
+        if byte <= 0x7F:
+            return number, position + index + 1
+    raise DecodeError(f"a number of more than {_VARINT_BYTES} bytes at byte {position}")
 
 
 def _int(value: int | bytes) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
-from msgspec import Struct, convert, to_builtins
+from msgspec import Meta, Struct, convert, to_builtins
 
 from ingestor.core.claims import COVERED_LIMIT, Coverage, Entry, Intervals, Range
 from ingestor.core.model import Subscription
@@ -28,6 +28,13 @@ DEPTH_RESTART_MS: Final = (
 )
 
 
+# A beat that says anything else was written by nobody of ours: carried on, it would not fit the schema one day.
+Natural: TypeAlias = Annotated[int, Meta(ge=0)]
+Generation: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]  # it grows when the venue begins its ids again
+Covered: TypeAlias = Annotated[list[Range], Meta(max_length=1_024)]  # `COVERED_LIMIT` and room for what may come
+Milliseconds: TypeAlias = Annotated[int, Meta(gt=0, le=86_400_000)]
+
+
 class Identity(NamedTuple):
     """Whose ids a beat speaks of: beats of another identity are ignored. `data_stream` is an ARN, or region/name."""
 
@@ -42,11 +49,11 @@ class CoverageEntry(Struct, frozen=True, kw_only=True):
 
     symbol: str
     kind: str
-    origin: int
+    origin: Natural
     settled: bool
-    covered: list[Range]
-    generation: int = 0
-    last_event_ms: int = 0
+    covered: Covered
+    generation: Generation = 0
+    last_event_ms: Natural = 0
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -63,7 +70,7 @@ class Beat(Struct, frozen=True, kw_only=True):
     beat: int
     part: int
     parts: int
-    interval_ms: int = 5_000
+    interval_ms: Milliseconds = 5_000
     final: bool = False
     counters: dict[str, int] = {}
     components: dict[str, str] = {}
@@ -203,7 +210,7 @@ class Resume:
         writer = self._writers.setdefault(beat.instance, _Writer(now - age_s, patience_s, beat.final, set()))
         writer.heard_s = max(writer.heard_s, now - age_s)
         writer.is_final |= beat.final
-        writer.subscriptions |= entries.keys()
+        writer.subscriptions |= entries.keys() & self._open
 
     def begin(self, subscription: Subscription, first_live_id: int, event_ms: int) -> None:
         """Say which id the live line starts with: seen, or known to be the venue's next one; the lowest counts.

@@ -30,6 +30,9 @@ _heads = msgspec.msgpack.Decoder(tuple[int, list[Claim]])
 _records = msgspec.msgpack.Decoder(list[tuple[str, bytes, Claim | None]])
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class BrokenFrameError(ValueError):
     """The bytes are not a frame, or not any more what was written."""
 
@@ -83,9 +86,13 @@ def frame_length(start: bytes) -> int:
 
 def decode_frame(frame: bytes) -> Content:
     """Return what is in a whole frame; raises `BrokenFrameError`."""
-    head, _ = _checked(frame, 0)
-    received_ms, _ = _heads.decode(frame[FRAME.size : FRAME.size + head])
-    return Content(received_ms, [EncodedRecord(*row) for row in _records.decode(frame[FRAME.size + head :])])
+    head, length = _checked(frame, 0)
+    try:
+        received_ms, _ = _heads.decode(frame[FRAME.size : FRAME.size + head])
+        rows = _records.decode(frame[FRAME.size + head : length])
+    except _UNREADABLE as error:
+        raise BrokenFrameError(f"the checksum fits, and the content does not: {error}") from error
+    return Content(received_ms, [EncodedRecord(*row) for row in rows])
 
 
 def scan(data: bytes) -> Scan:
@@ -100,7 +107,7 @@ def scan(data: bytes) -> Scan:
         try:
             head, length = _checked(view, end)
             _, claims = _heads.decode(view[end + FRAME.size : end + FRAME.size + head])
-        except (BrokenFrameError, msgspec.DecodeError):
+        except (BrokenFrameError, *_UNREADABLE):
             break
         end += length
         frames.append(Frame(end, claims))
