@@ -8,6 +8,7 @@ once however many look. `serve` binds before it reports that it has started, and
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES = 4_096  # nobody has anything to send here
 EVENT_EVERY_S: Final = 1.0
+SAME_FOR_S: Final = 0.2  # an answer that is long to make is made no more often, however many ask
 MAX_VIEWERS: Final = 16
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 RETRY_MS: Final = 2_000  # what a browser waits before it opens the event stream again
@@ -114,6 +116,23 @@ class Observed:
         self.history.sample(self.now() - self.board.since_s, reading)
 
 
+class Sparing:
+    """Makes an answer anew only when the last one is `SAME_FOR_S` old."""
+
+    def __init__(self, make: Callable[[], bytes], now: Callable[[], float]) -> None:
+        self._make = make
+        self._now = now
+        self._made_s = -math.inf
+        self._made = b""
+
+    def __call__(self) -> bytes:
+        """Return it."""
+        now = self._now()
+        if now - self._made_s >= SAME_FOR_S:
+            self._made, self._made_s = self._make(), now
+        return self._made
+
+
 class Events:
     """The event stream of the page: first the history, then the status once a second with the newest point of it."""
 
@@ -181,6 +200,8 @@ def make_app(observed: Observed) -> QuartTrio:
     app = QuartTrio("ingestor.health_check", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
     board, now = observed.board, observed.now
+    status_body = Sparing(lambda: msgspec.json.encode(observed.status()), now)
+    metrics_body = Sparing(lambda: expose(observed.metrics.registry), now)
 
     async def live() -> Response:
         return answer({"live": board.live(now())}, is_good=board.live(now()))
@@ -198,10 +219,10 @@ def make_app(observed: Observed) -> QuartTrio:
         return answer(body, is_good=body["status"] != "unhealthy")
 
     async def status() -> Response:
-        return answer(observed.status(), is_good=True)
+        return Response(status_body(), content_type="application/json")
 
     async def metrics() -> Response:
-        return Response(expose(observed.metrics.registry), content_type=CONTENT_TYPE)
+        return Response(metrics_body(), content_type=CONTENT_TYPE)
 
     for handler in (live, ready, started, health, status, metrics):
         add_view(app, f"/{handler.__name__}", handler)

@@ -41,6 +41,27 @@ class RateLimit:
         return delay_s
 
 
+class RatePerKey:
+    """At most `limit` events in any `window_s` seconds for each key; `keys` of them are remembered, the newest ones."""
+
+    def __init__(self, limit: int, window_s: float, *, keys: int) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._keys = keys
+        self._limits: dict[str, RateLimit] = {}
+
+    def admits(self, key: str, now: float) -> bool:
+        """Say whether an event may happen now; if so, it counts."""
+        limit = self._limits.pop(key, None) or RateLimit(self._limit, self._window_s)
+        self._limits[key] = limit
+        if len(self._limits) > self._keys:
+            del self._limits[next(iter(self._limits))]
+        if limit.delay(now) > 0:
+            return False
+        limit.reserve(now)
+        return True
+
+
 def control_pace() -> RateLimit:
     """Return the pace of our messages to the venue on one connection."""
     return RateLimit(1, CONTROL_PACE_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.core.rate_limit import RateLimit, connect_limit, control_pace
+from ingestor.core.rate_limit import RateLimit, RatePerKey, connect_limit, control_pace
 
 
 def test_control_messages_are_spaced_and_leave_room_for_pongs() -> None:
@@ -41,3 +41,20 @@ def test_any_window_holds_at_most_the_limit(limit: int, window_s: int, pauses_s:
         used_at.append(now + rate.reserve(now))
     assert used_at == sorted(used_at)
     assert all(later - earlier >= window_s for earlier, later in zip(used_at, used_at[limit:], strict=False))
+
+
+def test_every_key_has_a_limit_of_its_own() -> None:
+    """One that is over it takes nothing from another, and comes in again when its window has moved on."""
+    rate = RatePerKey(2, 10.0, keys=2)
+    assert [rate.admits("a", 0.0), rate.admits("a", 1.0), rate.admits("a", 9.0)] == [True, True, False]
+    assert rate.admits("b", 9.0)
+    assert rate.admits("a", 10.0)
+    assert not rate.admits("a", 10.5)
+
+
+def test_the_keys_that_were_not_heard_of_for_longest_are_forgotten() -> None:
+    """So that any number of them costs no more."""
+    rate = RatePerKey(1, 1_000.0, keys=2)
+    assert [rate.admits(key, 0.0) for key in "abcb"] == [True, True, True, False]
+    assert rate.admits("a", 0.0)
+    assert not rate.admits("b", 0.0)
