@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -19,13 +19,14 @@ import httpx
 import structlog
 import trio
 
+from ingestor.bodies import read_until
 from ingestor.config import is_local
 from ingestor.core.archive import lines_of
 from ingestor.core.backoff import Backoff
 from ingestor.core.errors import IngestorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
     from pathlib import Path
     from random import Random
     from types import TracebackType
@@ -141,12 +142,15 @@ class ArchiveClient:
             if response.status_code == HTTPStatus.NOT_FOUND:
                 return None
             _require(response, HTTPStatus.OK)
-            text = b""
-            async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
-                async for chunk in chunks:
-                    text += chunk
-                    if len(text) > _CHECKSUM_BYTES:
-                        raise ArchiveAwayError(f"a CHECKSUM of more than {_CHECKSUM_BYTES} bytes for {file.name}")
+            text = bytearray()
+
+            async def take(chunk: bytes) -> bool:
+                text.extend(chunk)
+                return len(text) > _CHECKSUM_BYTES
+
+            await read_until(response.aiter_bytes(), take)
+        if len(text) > _CHECKSUM_BYTES:
+            raise ArchiveAwayError(f"a CHECKSUM of more than {_CHECKSUM_BYTES} bytes for {file.name}")
         return text.partition(b" ")[0].strip().lower().decode("latin-1")[:_DIGEST_CHARACTERS]
 
     async def _download(self, file: ArchiveFile, path: Path) -> bool:
@@ -160,16 +164,17 @@ class ArchiveClient:
                 return True  # all of it is here
             is_rest = response.status_code == HTTPStatus.PARTIAL_CONTENT
             _require(response, HTTPStatus.PARTIAL_CONTENT if is_rest else HTTPStatus.OK)
-            async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
-                with path.open("ab" if is_rest else "wb") as target:
-                    await self._store(file, chunks, target)
-        return True
+            with path.open("ab" if is_rest else "wb") as target:
 
-    async def _store(self, file: ArchiveFile, chunks: AsyncIterable[bytes], target: IO[bytes]) -> None:
-        async for chunk in chunks:
-            size_bytes = await self._run_blocking(partial(_append, target, chunk))
-            if size_bytes > _LARGEST_FILE_BYTES:
-                raise ArchiveAwayError(f"{file.name} has more than {_LARGEST_FILE_BYTES} bytes")
+                async def take(chunk: bytes) -> bool:
+                    return await self._run_blocking(partial(_append, target, chunk)) > _LARGEST_FILE_BYTES
+
+                await read_until(response.aiter_bytes(), take)
+                is_too_large = target.tell() > _LARGEST_FILE_BYTES
+        if is_too_large:
+            await self._run_blocking(path.unlink)
+            raise DamagedFileError(f"{file.name}: more than {_LARGEST_FILE_BYTES} bytes")
+        return True
 
 
 def find_damage(path: Path, digest: str | None) -> str | None:

@@ -140,11 +140,12 @@ class FrameSlicer:
         end = data.find(b"\r\n\r\n") + 4
         if not data.startswith(b"HTTP/1."[: len(data)]):
             return Sliced([], b"", DisconnectedError("handshake answered with something that is not HTTP"))
-        if end < 4:
-            if len(data) > MAX_HEAD_BYTES:
-                return Sliced(
-                    [], b"", DisconnectedError(f"handshake answered with more than {MAX_HEAD_BYTES} bytes of head")
-                )
+        is_whole = end >= 4
+        if (end if is_whole else len(data)) > MAX_HEAD_BYTES:
+            return Sliced(
+                [], b"", DisconnectedError(f"handshake answered with more than {MAX_HEAD_BYTES} bytes of head")
+            )
+        if not is_whole:
             self._hold(data, 1)
             return Sliced([], b"")
         if data[8:13] != b" 101 ":

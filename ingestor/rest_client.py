@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from contextlib import aclosing
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import httpx
 import structlog
 import trio
 
+from ingestor.bodies import read_until
 from ingestor.config import is_local
 from ingestor.core.backoff import Backoff
 from ingestor.core.binance import (
@@ -44,7 +44,7 @@ from ingestor.core.weight import PARTS, Admission, Purpose, WeightBudget
 from ingestor.core.wording import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
     from random import Random
     from types import TracebackType
     from typing import Self
@@ -330,8 +330,6 @@ class RestClient:
             return _Reply(response.status_code, response.reason_phrase, response.headers, body)
         except trio.TooSlowError:
             raise UnavailableError(f"no answer within {self._settings.timeout_s:g} s") from None
-        except zlib.error as error:
-            raise UnavailableError(f"unreadable answer: {error}") from error
         except httpx.RequestError as error:
             raise UnavailableError(f"{type(error).__name__}: {error}") from error
 
@@ -358,14 +356,23 @@ async def _read_body(response: httpx.Response, most_bytes: int) -> bytes:
     packing = response.headers.get("content-encoding", "identity").lower()
     if packing not in {"identity", "gzip"}:
         raise UnavailableError(f"unreadable answer: packed by {packing[:20]!r}")
-    body = bytearray()
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS) if packing == "gzip" else None
-    parts = response.aiter_raw() if unpacker else response.aiter_bytes()
-    async with aclosing(cast("AsyncGenerator[bytes]", parts)) as chunks:
-        async for chunk in chunks:
+    body = bytearray()
+    flaw = ""
+
+    async def take(chunk: bytes) -> bool:
+        nonlocal body, flaw
+        try:
             body += chunk if unpacker is None else unpacker.decompress(chunk, most_bytes + 1 - len(body))
-            if len(body) > most_bytes:
-                raise UnavailableError(f"an answer of more than {most_bytes} bytes")
+        except zlib.error as error:
+            flaw = f"unreadable answer: {error}"
+        if len(body) > most_bytes:
+            flaw = f"an answer of more than {most_bytes} bytes"
+        return bool(flaw)
+
+    await read_until(response.aiter_raw() if unpacker else response.aiter_bytes(), take)
+    if flaw:
+        raise UnavailableError(flaw)
     return bytes(body)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import tracemalloc
 import zipfile
 from collections import deque
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ import httpx
 import pytest
 import trio
 
+from ingestor import archive_client
 from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, find_damage, read_lines
 from ingestor.config import Rest
 from ingestor.core.archive import ArchiveFile
@@ -58,6 +60,7 @@ class Archive(httpx.AsyncBaseTransport):
         self.script: deque[int | Exception | tuple[bytes, Exception]] = deque()
         self.ranges: list[str] = []
         self.asked = 0
+        self.headers: dict[str, str] = {}
         self._takes_ranges = takes_ranges
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -78,16 +81,16 @@ class Archive(httpx.AsyncBaseTransport):
         if content is None:
             return httpx.Response(404)
         if not wanted or not self._takes_ranges:
-            return httpx.Response(200, content=content)
+            return httpx.Response(200, headers=self.headers, stream=Breaking(content))
         begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
         return httpx.Response(206, content=content[begin:]) if begin < len(content) else httpx.Response(416)
 
 
 class Breaking(httpx.AsyncByteStream):
-    """Gives some bytes and then fails."""
+    """Gives some bytes and then fails, or ends."""
 
-    def __init__(self, content: bytes, error: Exception) -> None:
-        self._parts: deque[bytes | Exception] = deque([content, error])
+    def __init__(self, content: bytes, error: Exception | None = None) -> None:
+        self._parts: deque[bytes | Exception] = deque([content, error or StopAsyncIteration()])
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -224,3 +227,83 @@ def test_real_files_are_whole_and_the_damaged_one_is_not() -> None:
         assert sum(map(len, read_lines(path))) == 1_440
     [damaged] = REAL.glob("*.DAMAGED.zip")
     assert (find_damage(damaged, None) or "").startswith("not a whole zip")
+
+
+def bomb(size: int) -> bytes:
+    return zipped("0" * size)
+
+
+def with_directory_of(size: int) -> bytes:
+    """Change a zip so that it says its directory is that large, and make it so."""
+    content = bytearray(zipped("1,2\n"))
+    at = content.rfind(b"PK\x05\x06")
+    start = int.from_bytes(content[at + 16 : at + 20], "little")
+    content[at:at] = bytes(size)
+    at += size
+    content[at + 12 : at + 16] = (at - start).to_bytes(4, "little")
+    return bytes(content)
+
+
+def packed_otherwise() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.csv", "1,2,3\n")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [
+        pytest.param(bomb(4_000_000), "bytes that unpack to 4000000", id="unpacks to a thousand times its size"),
+        pytest.param(packed_otherwise(), "packed by method 14", id="a method that may ask for gigabytes"),
+        pytest.param(with_directory_of(1 << 20), "a directory of 104", id="a directory of many files"),
+        pytest.param(zipped(), "0 files in it", id="nothing in it"),
+    ],
+)
+def test_a_zip_that_would_cost_too_much_is_not_opened(content: bytes, damage: str, tmp_path: Path) -> None:
+    """Not even if the archive's own checksum vouches for it."""
+    path = tmp_path / "x.zip"
+    path.write_bytes(content)
+    for digest in (None, hashlib.sha256(content).hexdigest()):
+        tracemalloc.start()
+        assert damage in (find_damage(path, digest) or "")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 1 << 20
+    with pytest.raises(DamagedFileError, match=damage):
+        list(read_lines(path))
+
+
+def list_of(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_a_file_that_does_not_end_is_not_stored(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is everybody's."""
+    monkeypatch.setattr(archive_client, "_LARGEST_FILE_BYTES", 1_000)
+    async with client_of(Archive(bytes(5_000)), tmp_path, max_attempts=2) as client:
+        with pytest.raises(DamagedFileError, match="more than 1000 bytes"):
+            await client.fetch(FILE)
+    assert list_of(tmp_path) == []
+
+
+async def test_a_checksum_that_does_not_end_is_not_read(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Nor is one taken that is no checksum."""
+    async with client_of(Archive(digest="a" * 100_000), tmp_path, max_attempts=2) as client:
+        with pytest.raises(ArchiveAwayError, match="a CHECKSUM of more than 4096 bytes"):
+            await client.fetch(FILE)
+    async with client_of(Archive(digest="\x1b[2J" * 500), tmp_path, max_attempts=2) as client:
+        with pytest.raises(DamagedFileError) as caught:
+            await client.fetch(FILE)
+    assert len(str(caught.value)) < 400
+
+
+async def test_an_answer_that_unpacks_itself_is_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It was not asked for, and a little of it can be very much."""
+    archive = Archive()
+    archive.headers = {"content-encoding": "gzip"}
+    async with client_of(archive, tmp_path, max_attempts=2) as client:
+        with pytest.raises(ArchiveAwayError, match="packed answer"):
+            await client.fetch(FILE)

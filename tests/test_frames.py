@@ -402,3 +402,19 @@ async def test_an_end_of_the_stream_and_everything_sent_pass_through() -> None:
     await lane.aclose()
     with pytest.raises(trio.ClosedResourceError):
         await lane.send_all(b"out")
+
+
+def test_a_head_that_comes_at_once_is_no_longer_than_one_that_does_not() -> None:
+    """The bound does not depend on the cut."""
+    head = b"HTTP/1.1 101 Switching Protocols\r\nX: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n"
+    for chunks in ([head], [head[:9_000], head[9_000:]]):
+        sliced = slice_all(chunks, head=b"")
+        assert "bytes of head" in str(sliced.error)
+
+
+@pytest.mark.parametrize("seconds", [b"9" * 400, b"99999999999", b"\xb2", b"1e9", b"-5"])
+def test_a_refusal_is_not_obeyed_for_longer_than_the_longest_ban(seconds: bytes) -> None:
+    """Three days; and what is no number says nothing."""
+    error = slice_all([b"HTTP/1.1 429 Too Many\r\nRetry-After: " + seconds + b"\r\n\r\n"], head=b"").error
+    assert isinstance(error, HandshakeRefusedError)
+    assert 0 <= error.retry_after_s <= 3 * 86_400

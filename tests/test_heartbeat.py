@@ -14,7 +14,7 @@ from ingestor.core.health import HealthBoard
 from ingestor.core.intake import Begin
 from ingestor.core.model import Claim, Subscription
 from ingestor.core.resume import Beat, Resume, Resumed, beat_from_avro
-from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
+from ingestor.heartbeat import LARGEST_PART_BYTES, Author, HeartbeatWriter, ReadBack
 from ingestor.metrics import Metrics
 from ingestor.reader import StreamReader
 from ingestor.serializer import decode_heartbeat, encode_heartbeat
@@ -339,8 +339,9 @@ class TestReadingBack:
     async def test_what_is_no_beat_is_passed_over(self, autojump_clock: MockClock) -> None:
         """With one line in the log, however much of it there is."""
         stream = FakeStream()
-        for number in range(3):
-            stream.store(b"not ours", key=f"{number}", arrival_ms=ago(60))
+        large = stored_beat((1, 9)) + bytes(LARGEST_PART_BYTES)  # to read it would stall the loop
+        for number, foreign in enumerate([b"not ours", large, b"\xf3\x89\x9a\xc2" + bytes(40)]):
+            stream.store(foreign, key=f"{number}", arrival_ms=ago(60))
         stream.store(stored_beat((1, 20)), arrival_ms=ago(60))
         reading = Reading(stream)
         with capture_logs() as logs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import ssl
+import tracemalloc
+import zlib
 from collections import deque
 from functools import partial
 from random import Random
@@ -27,7 +30,7 @@ from ingestor.rest_client import (
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, wall_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from trio.testing import MockClock
 
@@ -39,7 +42,9 @@ class Steady(Random):
         return b
 
 
-def client_of(venue: FakeRest, *, max_attempts: int = 8, share: float = 0.8, timeout_s: float = 10) -> RestClient:
+def client_of(
+    venue: httpx.AsyncBaseTransport, *, max_attempts: int = 8, share: float = 0.8, timeout_s: float = 10
+) -> RestClient:
     return RestClient(
         "https://venue.test",
         Rest(max_attempts=max_attempts, max_weight_share=share, timeout_s=timeout_s),
@@ -293,3 +298,117 @@ async def test_certificates_are_verified_unless_a_transport_is_given() -> None:
         pool = client._http._transport._pool  # type: ignore[attr-defined] # httpx keeps it to itself
         assert pool._ssl_context.verify_mode is ssl.CERT_REQUIRED
         assert (pool._http1, pool._http2) == (True, False)
+
+
+class Streaming(httpx.AsyncByteStream):
+    """A body in pieces, as a network gives it; `taken` counts them."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+        self.taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            await trio.lowlevel.checkpoint()
+            self.taken += 1
+            yield piece
+
+
+class Bare(httpx.AsyncBaseTransport):
+    """Answers everything with the same pieces."""
+
+    def __init__(self, pieces: Iterable[bytes], **headers: str) -> None:
+        self.body = Streaming(pieces)
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.asked: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(request)
+        return httpx.Response(200, headers=self.headers, stream=self.body)
+
+
+async def test_a_packed_answer_is_unpacked() -> None:
+    """Lists of symbols have many megabytes otherwise; nothing is asked for that we would not unpack ourselves."""
+    venue = Bare([gzip.compress(b'{"serverTime":5}')], content_encoding="gzip")
+    async with client_of(venue) as client:
+        assert await client.server_time_ms() == 5
+    assert venue.asked[0].headers["accept-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+async def test_an_answer_without_an_end_is_not_read_to_it(is_packed: bool, autojump_clock: MockClock) -> None:
+    """Packed, a megabyte of it would be a gigabyte."""
+    bomb = zlib.compressobj(9, wbits=31)
+    packed = [bomb.compress(bytes(64 << 20)) + bomb.flush(zlib.Z_SYNC_FLUSH)] * 1_000
+    pieces, headers = (packed, {"content_encoding": "gzip"}) if is_packed else ([b"[" * 65_536] * 100_000, {})
+    venue = Bare(pieces, **headers)
+    tracemalloc.start()
+    async with client_of(venue, max_attempts=1) as client:
+        with pytest.raises(UnavailableError, match="an answer of more than 4194304 bytes"):
+            await client.trades("BTCUSDT", 5)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert venue.body.taken <= 65
+    assert peak_bytes < 24 << 20
+
+
+@pytest.mark.parametrize("packing", ["br", "zstd", "gzip, gzip", "deflate"])
+async def test_an_answer_packed_otherwise_is_refused(packing: str, autojump_clock: MockClock) -> None:
+    """We did not ask for it, and it could unpack to anything."""
+    async with client_of(Bare([b"x"], content_encoding=packing), max_attempts=1) as client:
+        with pytest.raises(UnavailableError, match="packed by"):
+            await client.ping()
+
+
+async def test_bytes_that_do_not_unpack_are_an_unreadable_answer(autojump_clock: MockClock) -> None:
+    """And no crash."""
+    async with client_of(Bare([b"not gzip"], content_encoding="gzip"), max_attempts=1) as client:
+        with pytest.raises(UnavailableError, match="unreadable answer"):
+            await client.server_time_ms()
+
+
+@pytest.mark.parametrize("count", ["\xb2", "9" * 5_000, "-1", "1e3", "", "0x10"])
+async def test_a_header_that_is_no_number_says_nothing(count: str, autojump_clock: MockClock) -> None:
+    """Not one of them ends the service, although Python takes some of them for digits."""
+    headers = {"X-MBX-USED-WEIGHT-1M": count, "Retry-After": count}
+    raw = httpx.Headers([(name.encode(), value.encode("latin-1")) for name, value in headers.items()])
+    venue = FakeRest(script=deque([Answer(429, None, raw), Answer(200, {}, raw)]))  # type: ignore[arg-type]  # httpx's own
+    async with client_of(venue) as client:
+        await client.ping()
+    assert [asked.at_s for asked in venue.asked] == [0, 60]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(418, None, {"Retry-After": "999999999999"}),
+        Answer(418, {"code": -1003, "msg": f"banned until {9_999_999_999_999}."}),
+    ],
+)
+async def test_no_ban_is_longer_than_the_venue_has_them(answer: Answer, autojump_clock: MockClock) -> None:
+    """Three days."""
+    venue = FakeRest(script=deque([answer]))
+    async with client_of(venue) as client:
+        await client.ping()
+    assert [asked.at_s for asked in venue.asked] == [0, 3 * 86_400]
+
+
+async def test_what_a_refusal_says_is_cut_short(autojump_clock: MockClock) -> None:
+    """It goes into logs and to people."""
+    venue = FakeRest(script=deque([Answer(400, {"code": -1100, "msg": "m" * 100_000})]))
+    async with client_of(venue) as client:
+        with pytest.raises(BadRequestError) as caught:
+            await client.ping()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(("url", "is_local"), [("http://127.0.0.1:1", True), ("https://api.binance.com", False)])
+async def test_what_stays_on_this_machine_goes_through_no_proxy(
+    url: str, is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain text to a proxy would be plain text on a network."""
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.test:3128")
+    metrics = Metrics(CollectorRegistry())
+    async with RestClient(url, Rest(), metrics=metrics, wall_ns=wall_ns, random=Steady()) as client:
+        assert (not client._http._mounts) is is_local

@@ -15,6 +15,7 @@ import trio
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from ingestor.channels import open_batch_channel
@@ -36,6 +37,7 @@ from ingestor.metrics import Metrics
 from ingestor.resources import read_schema
 from ingestor.serializer import ContainerFile, DecimalTexts, Serializer, decode_heartbeat, encode_heartbeat, serialize
 from tests.fakes.market_records import MARKET_DATA, PATIENT, canonical, market_record, records
+from tests.fakes.records import bar, hole, trade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -366,3 +368,36 @@ def test_a_container_file_goes_on_where_it_was_good(tmp_path: Path) -> None:
     assert [fields["sequence"] for fields in read_container(path)] == [1, 3]
     with pytest.raises(DecodeError, match="shorter than it was left"):
         ContainerFile(path, 10**9)
+
+
+class TestStrangersRecords:
+    """What anybody may have put into the stream."""
+
+    @pytest.mark.parametrize("octets", [b"\x7f" + b"\xff" * 16, b"\x01" + bytes(100_000), b""])
+    def test_a_decimal_is_of_38_digits(self, octets: bytes) -> None:
+        """A longer one is not written out: it would take seconds, or more digits than Python writes."""
+        with pytest.raises(DecodeError, match="no decimal of 38 digits"):
+            DecimalTexts()[octets]
+
+    def test_a_decimal_with_leading_zeros_is_read(self) -> None:
+        """Another writer may not have cut them."""
+        assert DecimalTexts()[bytes(10) + b"\x05\xf5\xe1\x00"] == "1.00000000"
+
+    @pytest.mark.parametrize("field", ["symbol", "interval", "stream"])
+    def test_names_are_short(self, field: str) -> None:
+        """Whoever reads keeps them."""
+        record = hole(1, 2) if field == "stream" else bar(7)
+        if field == "symbol":
+            record.symbol = "S" * 1_000
+        elif record.kline is not None:
+            record.kline = structs.replace(record.kline, interval="i" * 1_000)
+        else:
+            record.hole = structs.replace(record.hole, stream="s" * 1_000)  # type: ignore[type-var]
+        serializer = Serializer()
+        with pytest.raises(DecodeError, match="a name of 1000 characters"):
+            serializer.decode(serializer.encode(record))
+
+    def test_a_record_is_no_larger_than_kinesis_took_from_us(self) -> None:
+        """Millions of empty levels fit into ten megabytes, and take a gigabyte to read."""
+        with pytest.raises(DecodeError, match="bytes, and ours are at most"):
+            Serializer().decode(Serializer().encode(trade(1)) + bytes(2_000_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,9 @@ from ingestor.core.archive import (
     parse,
 )
 from ingestor.core.binance import RestKline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DAY_MS = 86_400_000
 FAR_MS = 10**13
@@ -134,3 +138,27 @@ def test_quotes_are_no_way_around_the_check() -> None:
     with pytest.raises(BadRowError, match="no row of trades"):
         parse("trades", [b"6,1,1,1,1,True,\r"])
     assert parse("trades", []) == []
+
+
+@pytest.mark.parametrize(
+    "line", [b'6,1,1,1,1,True,True"],["7,1,1,1,1,True,True', b"6,1,1\\u0031,1,1,True,True", b'"6",1,1,1,1,True,True']
+)
+def test_a_line_is_one_row_or_none(line: bytes) -> None:
+    """Quotes of its own would make two of it, and the rows would not belong to the lines any more."""
+    with pytest.raises(BadRowError, match="a quote or a backslash"):
+        parse("trades", [b"5,1,1,1,1,True,True", line])
+
+
+def test_a_line_without_an_end_is_refused_before_it_is_long() -> None:
+    """A file of gigabytes without a line break is not gathered."""
+    taken = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield b"1" * 1_000
+
+    with pytest.raises(BadRowError, match="a line of more than 4096 bytes"):
+        list(lines_of(chunks()))
+    assert taken == 5

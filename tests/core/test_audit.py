@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ingestor.core.audit import Audit, AuditReport, AuditRow, DeclaredHole, Difference, StreamReport, compare
 from ingestor.core.claims import Intervals, Range
@@ -208,3 +209,13 @@ class TestCompare:
             Difference(2, "differs", ("2",), ("3",)),
             Difference(4, "missing", (), ("4",)),
         ]
+
+
+def test_a_closed_bar_of_no_known_interval_is_not_ours() -> None:
+    """It proves nothing, and does not end the audit."""
+    record = bar(7)
+    assert record.kline is not None
+    record.kline = structs.replace(record.kline, interval="\x1b[2J")
+    report = audited([record, trade(1)])
+    assert report.undecodable == 1
+    assert [stream.kind for stream in report.streams] == ["trade"]

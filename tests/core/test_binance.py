@@ -351,3 +351,33 @@ def test_recorded_rest_answers_are_read() -> None:
     info = binance.decode_exchange_info(gzip.decompress((rest / "exchangeInfo_20211012.json.gz").read_bytes()))
     assert sum(symbol.status == "TRADING" for symbol in info.symbols) == 1262
     assert all(symbol.quote_asset for symbol in info.symbols)
+
+
+@pytest.mark.parametrize("name", ["e", "stream"])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_no_depth_of_nesting_ends_the_service(name: str, opening: bytes) -> None:
+    """The decoder gives up at some depth; what it takes just below that is not written out again."""
+    closing = b"]" if opening == b"[" else b"}"
+    for depth in range(900, 1_050):
+        deep = opening * depth + b"1" + closing * depth
+        for message in (
+            b'{"%b":%b,"x":"y"}' % (name.encode(), deep),
+            b'{"stream":"a@b","data":{"%b":%b}}' % (name.encode(), deep),
+            b'{"error":{"code":1,"msg":%b}}' % deep,
+        ):
+            assert isinstance(classify(message), Poison | StreamError)
+
+
+def test_what_is_said_of_a_message_is_short_whatever_is_in_it() -> None:
+    """A megabyte of name would be written down four times."""
+    for message in (
+        b'{"e":"%b","stream":"%b"}' % (b"e" * 100_000, b"s" * 100_000),
+        b'{"data":{"e":"trade","s":"%b"}}' % (b"s" * 100_000),
+    ):
+        poison = classify(message)
+        assert isinstance(poison, Poison)
+        assert len(poison.detail) < 600
+        assert poison.symbol is None
+    refusal = classify(b'{"code":1,"msg":"%b"}' % (b"m" * 100_000))
+    assert isinstance(refusal, StreamError)
+    assert len(refusal.text) < 600

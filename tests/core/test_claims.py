@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ingestor.core.claims import RUN_LIMIT, Coverage, Entry, Intervals, claim_of, kline_open_ms, kline_ordinal
 from ingestor.core.model import Claim, Subscription
@@ -289,3 +290,25 @@ class TestCoverage:
         assert list(theirs[DEPTH].covered) == []
         assert set(ours) == {TRADES, DEPTH}
         assert TRADES in ours
+
+
+@given(st.dates(min_value=dt.date(1, 1, 1), max_value=dt.date(9999, 12, 31)))
+def test_months_are_counted_as_the_calendar_has_them(day: dt.date) -> None:
+    """Every day of every month, before 1970 as well."""
+    days = (day - dt.date(1970, 1, 1)).days
+    assert kline_ordinal("1M", days * 86_400_000 + 5) == (day.year - 1970) * 12 + day.month - 1
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_no_time_is_too_far_to_count_months(at_ms: int) -> None:
+    """A stranger's record may be of any year; counting does not go through the months one by one."""
+    ordinal = kline_ordinal("1M", at_ms)
+    assert kline_open_ms("1M", ordinal) <= at_ms < kline_open_ms("1M", ordinal + 1)
+
+
+def test_a_bar_of_no_known_interval_claims_nothing() -> None:
+    """It is in the stream, and nobody can count in it."""
+    record = bar(7)
+    assert record.kline is not None
+    record.kline = structs.replace(record.kline, interval="7m")
+    assert claim_of(record) is None

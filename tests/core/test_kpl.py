@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.core.errors import DecodeError
-from ingestor.core.kpl import MAGIC, InnerRecord, aggregate, disaggregate, varint
+from ingestor.core.kpl import MAGIC, RECORDS, InnerRecord, aggregate, disaggregate, varint
 from ingestor.core.model import EncodedRecord
 
 with warnings.catch_warnings():
@@ -135,3 +135,29 @@ def test_a_blob_with_a_right_digest_and_a_wrong_inside_is_refused(message: bytes
 def test_numbers_are_written_seven_bits_a_byte(number: int, encoded: bytes) -> None:
     """The protobuf varint, with its documented example 300."""
     assert varint(number) == encoded
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        pytest.param(b"\x1a" + b"\xff" * 100_000, "a number of more than 10 bytes", id="a length without an end"),
+        pytest.param(b"\xff" * 100_000, "a number of more than 10 bytes", id="a tag without an end"),
+        pytest.param(b"\x0a\x01k" + b"\x1a\x04\x08\x00\x1a\x00" * (RECORDS + 1), "more than 65536", id="many records"),
+        pytest.param(b"\x1a\x00" * 10, "without a key or without data", id="nothing in them"),
+        pytest.param(b"\x0a\x01k" + b"\x1a\x02\x08\x00", "without a key or without data", id="no data"),
+        pytest.param(b"\x1a\x02\x1a\x00", "without a key or without data", id="no key"),
+        pytest.param(b"\x1a\x06\x08\xff\xff\xff\xff\x7f", "index out of range", id="a key that is not there"),
+        pytest.param(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "wire type 2", id="longer than the blob"),
+    ],
+)
+def test_a_blob_costs_no_more_than_it_could_hold(message: bytes, reason: str) -> None:
+    """Anybody who may write to the stream may write blobs; numbers have an end, and records are counted."""
+    with pytest.raises(DecodeError, match=reason):
+        disaggregate(sealed(message), "k")
+
+
+def test_a_blob_of_ours_is_never_larger_than_may_be_read() -> None:
+    """However small the records are."""
+    records = [EncodedRecord("k", b"", None)] * (RECORDS + 10)
+    entry, count = aggregate(records, POINT, 10_000_000)
+    assert count == len(disaggregate(entry.data, "a")) == RECORDS

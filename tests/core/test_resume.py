@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -397,3 +399,23 @@ class TestAdditions:
         [resumed] = search.take(0.0)
         assert list(resumed.missing) == [(21, 30)]
         assert resumes.is_over
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interval_ms": 0},
+        {"interval_ms": 2**62},
+        {"entries": [{"generation": 2**31 - 1}]},
+        {"entries": [{"generation": -1}]},
+        {"entries": [{"origin": -5}]},
+        {"entries": [{"last_event_ms": -1}]},
+        {"entries": [{"covered": [{"first": 2 * at, "last": 2 * at} for at in range(2_000)]}]},
+    ],
+)
+def test_a_beat_that_nobody_of_ours_wrote_is_refused(change: dict[str, Any]) -> None:
+    """Taken in, it would be carried on by our own beats, and one day not fit their schema."""
+    beat = beat_to_avro(beat_of({TRADES: entry(1, (1, 5))}))
+    entries = [{**beat["entries"][0], **each} for each in change.get("entries", [{}])]
+    with pytest.raises(msgspec.ValidationError):
+        beat_from_avro({**beat, **change, "entries": entries})

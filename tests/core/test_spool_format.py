@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from ingestor.core.spool_format import (
     header,
     scan,
 )
+from ingestor.core.spool_format import FRAME as LAYOUT
 
 TRADES = Subscription("BTCUSDT", "trade")
 RECORDS = [EncodedRecord("BTCUSDT", b"\x00one", Claim(TRADES, 1, 1)), EncodedRecord("日本", b"", None)]
@@ -81,3 +84,16 @@ def test_half_a_frame_is_not_decoded() -> None:
         decode_frame(FRAME[:-1])
     with pytest.raises(BrokenFrameError, match="ends inside"):
         decode_frame(FRAME[:5])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [(b"", b""), (b"\xc1", b"\x90"), (b"\x92\x01\x90", b"\x91\x93\xa1\xff\xc4\x00\xc0"), (b"\x91" * 5_000, b"")],
+)
+def test_a_right_checksum_over_wrong_content_is_a_broken_frame(content: tuple[bytes, bytes]) -> None:
+    """Whoever can write the disk can compute one."""
+    head, body = content
+    frame = LAYOUT.pack(len(head), len(body), crc32(body, crc32(head))) + head + body
+    with pytest.raises(BrokenFrameError, match="the content does not"):
+        decode_frame(frame)
+    assert scan(header(HEADER.size) + frame).end in {HEADER.size, HEADER.size + len(frame)}
