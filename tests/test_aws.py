@@ -41,6 +41,7 @@ from ingestor.aws import (
     StreamClient,
     StreamSummary,
     find_schema_version,
+    make_cloudwatch_client,
     make_kinesis_client,
     make_sqs_client,
     translate,
@@ -501,3 +502,70 @@ async def test_messages_of_a_queue_are_answered_by_position(client: KinesisClien
         stubber.add_client_error("send_message_batch", "AccessDenied", "no", 403)
         with pytest.raises(SinkError, match="AccessDenied"):
             await queue.send(queue_url, ["a"])
+
+
+SIGNED = """The request signature we calculated does not match the signature you provided.
+
+The Canonical String for this request should have been
+'POST
+/
+
+host:kinesis.eu-west-1.amazonaws.com
+x-amz-date:20261123T000000Z
+x-amz-security-token:IQoJb3JpZ2luX2VjEXAMPLETOKEN
+x-amz-target:Kinesis_20131202.PutRecords
+
+content-type;host;x-amz-date;x-amz-security-token;x-amz-target
+deadbeef'
+Credential=ASIAIOSFODNN7EXAMPLE/20261123/eu-west-1/kinesis/aws4_request, Signature=fe5f80f77d5fa3beca038a248ff027d0"""
+
+
+async def test_what_aws_repeats_of_the_credentials_is_masked(api: KinesisApi, stub: Stubber) -> None:
+    """A wrong signature is answered with the headers that it was made of; what helps stays."""
+    stub.add_client_error("describe_stream_summary", "InvalidSignatureException", SIGNED, 403)
+    with pytest.raises(SinkError) as caught:
+        await StreamClient(api).describe("stream")
+    text = str(caught.value)
+    assert "does not match the signature you provided" in text
+    assert "x-amz-date:20261123T000000Z" in text
+    for secret in ("IQoJb3JpZ2luX2VjEXAMPLETOKEN", "ASIAIOSFODNN7EXAMPLE", "fe5f80f77d5fa3beca038a248ff027d0"):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("service", ["KINESIS", "CLOUDWATCH", "SQS", "GLUE"])
+def test_no_endpoint_of_the_environment_leads_plain_text_over_a_network(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only our configuration may allow it, and loopback needs no permission."""
+    for name, secret in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")):
+        monkeypatch.setenv(name, secret)
+    makers: dict[str, Callable[[bool], object]] = {
+        "KINESIS": lambda allowed: make_kinesis_client(Kinesis(allow_plaintext=allowed)),
+        "CLOUDWATCH": lambda allowed: make_cloudwatch_client("us-east-1", timeout_s=1, allow_plaintext=allowed),
+        "GLUE": lambda allowed: find_schema_version(Kinesis(allow_plaintext=allowed), "{}"),
+        "SQS": lambda _: make_sqs_client("https://sqs.us-east-1.amazonaws.com/1/q", "us-east-1", Timeouts()),
+    }
+    make = makers[service]
+    monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://me:hunter2hunter2@kinesis.test:1")
+    if service == "SQS":  # its address is in the configuration, and that is the one that counts
+        assert make_sqs_client("https://sqs.test/1/q", "us-east-1", Timeouts()).meta.endpoint_url == "https://sqs.test"
+        return
+    with pytest.raises(ConfigError, match=r"kinesis\.allow_plaintext: http://\*\*\*@kinesis\.test:1") as caught:
+        make(False)
+    assert "hunter2" not in str(caught.value)
+    if service != "GLUE":
+        make(True)
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
+        make(False)
+
+
+@pytest.mark.parametrize(("endpoint", "is_local"), [("http://127.0.0.1:1", True), ("https://kinesis.test", False)])
+def test_what_stays_on_this_machine_goes_through_no_proxy(
+    endpoint: str, is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An emulator is reached directly, whatever the proxies of the environment."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
+    client: Any = make_kinesis_client(Kinesis(endpoint_url=endpoint))
+    proxy = client._endpoint.http_session._proxy_config.proxy_url_for(endpoint)
+    assert proxy == (None if is_local else "http://proxy.test:3128")

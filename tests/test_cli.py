@@ -261,3 +261,22 @@ def test_dead_letters_are_listed_shown_and_replayed(tmp_path: Path) -> None:
     refused = invoke("dead-letter", "replay", "--config", "local", "--dry-run", letter_id[:4], **environ)
     assert refused.exit_code == 1
     assert "refused: it still is no message that we know" in refused.stdout
+
+
+def test_no_complaint_repeats_a_secret_or_moves_the_terminal(tmp_path: Path) -> None:
+    """Whatever stands in the file and in the environment."""
+    path = tmp_path / "ingestor.yaml"
+    path.write_text('kinesis: {region: Hunter2Hunter2}\nservice: {name: {"\\x1b[2J": 1}}\n')
+    result = invoke(
+        "check", "--config", str(path), MY_PASSWORD="Hunter2Hunter2", HTTP_PROXY="http://me:hunter3hunter3@p"
+    )
+    assert result.exit_code == 2
+    assert "kinesis.region" in result.output
+    assert "hunter" not in result.output.lower()
+    assert all(line.isprintable() for line in result.output.splitlines())
+
+
+def test_the_probe_shows_no_more_than_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program may be on the port."""
+    monkeypatch.setattr("ingestor.probe.ask", lambda *_: (True, "200 \x1b[2J"))
+    assert invoke("health").output == "200 \\x1b[2J\n"

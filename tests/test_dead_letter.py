@@ -13,7 +13,7 @@ import trio
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from ingestor import __version__
+from ingestor import __version__, dead_letter
 from ingestor.core.errors import SinkError
 from ingestor.core.model import Claim, DeadLetter, EntryFailure, Subscription
 from ingestor.dead_letter import (
@@ -22,6 +22,7 @@ from ingestor.dead_letter import (
     LetterFiles,
     LetterLine,
     QueueDeadLetters,
+    encode,
     read_letters,
 )
 from ingestor.metrics import Metrics
@@ -303,3 +304,37 @@ async def test_stored_letters_are_read_back_past_torn_lines(tmp_path: Path) -> N
 
 def list_of(directory: Path) -> list[Path]:
     return list(directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"[" * 5_000,
+        b"{}",
+        b"null",
+        b'{"reason":"gave_up","detail":"","first_seen_ms":1e400,"written_ms":1,"version":"","raw_base64":""}',
+        b'{"reason":"gave_up","detail":"","first_seen_ms":-5,"written_ms":1,"version":"","raw_base64":""}',
+        b'{"reason":"gave_up","detail":"","first_seen_ms":5,"written_ms":999999999999999999,"version":"","raw_base64":""}',
+        b'{"reason":"gave_up","detail":"","first_seen_ms":5,"written_ms":1,"version":"","raw_base64":"a"}',
+        b'{"reason":"gave_up","detail":"","first_seen_ms":5,"written_ms":1,"version":"","raw_base64":"\\u00ff"}',
+        b'{"reason":"made up","detail":"","first_seen_ms":5,"written_ms":1,"version":"","raw_base64":""}',
+    ],
+)
+def test_a_line_that_is_no_letter_is_passed_over(line: bytes, tmp_path: Path) -> None:
+    """Whatever stands in the directory; the letters around it are read."""
+    good = encode(LETTER, 1)
+    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    with capture_logs() as logs:
+        assert [each.raw for each in read_letters(tmp_path)] == [LETTER.raw] * 2
+    assert [(entry["event"], entry["line"]) for entry in logs] == [("dead_letter_unreadable", 2)]
+
+
+def test_a_line_without_an_end_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of the parts is a letter."""
+    monkeypatch.setattr(dead_letter, "LINE_MAX_BYTES", 1_000)
+    good = encode(LETTER, 1)
+    (tmp_path / "a.jsonl").write_bytes(b"{" * 2_500 + b"\n" + good)
+    with capture_logs() as logs:
+        assert len(list(read_letters(tmp_path))) == 1
+    assert len(logs) == 3

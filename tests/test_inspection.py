@@ -312,3 +312,36 @@ async def test_shards_without_records_prove_nothing(autojump_clock: MockClock) -
     code, text = await audited(FakeStream({"s0": FakeShard(), "s1": FakeShard()}))
     assert code == 1
     assert "NOTHING PROVEN" in text
+
+
+EVIL = "\x1b[2J\x9b31m\u202e[red]\n"
+
+
+def test_no_record_of_a_stranger_moves_the_terminal() -> None:
+    """Whoever may write to the stream writes to the screen of whoever looks: in plain lines, and in JSON."""
+    strange = trade(1, symbol=f"A{EVIL}")
+    strange_hole = hole(1, 2, stream=EVIL)
+    strange_bar = bar(7)
+    assert strange_bar.kline is not None
+    strange_bar.kline = structs.replace(strange_bar.kline, interval=EVIL)
+    for record in (strange, strange_hole, strange_bar):
+        item = ReadRecord(record, EVIL, EPOCH_MS, EVIL)
+        assert plain_line(item).isprintable()
+        assert json_line(item).isprintable()
+        assert json.loads(json_line(item))["partition_key"] == EVIL
+    unreadable = Unreadable(EVIL.encode() * 10_000, EVIL * 10_000, EVIL, EPOCH_MS, EVIL)
+    assert plain_line(unreadable).isprintable()
+    assert len(plain_line(unreadable)) < 5_000
+    assert json_line(unreadable).isprintable()
+
+
+async def test_no_record_of_a_stranger_moves_the_terminal_of_an_audit(autojump_clock: MockClock) -> None:
+    """Nor writes what looks like a verdict, nor in colours."""
+    records = [*trades([1, 5], symbol=f"A{EVIL}"), hole(3, 3, stream="trade"), trade(1)]
+    code, text = await audited(stream_of(records))
+    assert code == 1
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "[red]" in text
+    _, text = await audited(stream_of(records), as_json=True)
+    assert text.rstrip("\n").isprintable()
+    assert json.loads(text)["is_complete"] is False

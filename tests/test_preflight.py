@@ -448,3 +448,9 @@ async def test_the_real_outside_has_a_queue_only_where_one_is_used() -> None:
     assert preflight.open_outside(Config()).queue is None
     letters = {"kind": "sqs", "queue_url": "https://sqs.us-east-1.amazonaws.com/1/letters"}
     assert preflight.open_outside(Config.model_validate({"dead_letter": letters})).queue is not None
+
+
+def test_what_venue_and_aws_said_moves_no_terminal() -> None:
+    """A finding quotes them."""
+    text = preflight.written(Finding("fail", "shard", "no\x1b[2J\nok    all is well", "do\x9b this"))
+    assert text == "fail  shard: no\\x1b[2J\\nok    all is well\n      -> do\\x9b this\n"

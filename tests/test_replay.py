@@ -274,3 +274,40 @@ def test_the_real_sink_and_serializer_follow_the_configuration(monkeypatch: pyte
     assert isinstance(replay.open_sink(Kinesis()), KinesisSink)
     config = Config(kinesis=Kinesis(partition_key="symbol_event_type"))
     assert replay.open_serializer(config).pack(trade(1)).partition_key == "BTCUSDT:trade"
+
+
+def test_a_letter_that_is_shown_moves_no_terminal(tmp_path: Path) -> None:
+    """What the venue sent, what was said of it and where it stands; `--raw` gives the bytes as they are."""
+    evil = "\x1b[2J\x9b\u202e\n\tx"
+    desk = Desk(tmp_path, letter(f'{{"a":"{evil}"}}'.encode(), symbol=evil, partition_key=evil))
+    [line] = desk.lines()
+    [listed] = desk.lines(as_json=True)
+    assert line.isprintable()
+    assert listed.isprintable()
+    text, _ = desk.show(line.split()[0])
+    assert all(part.replace("\t", "").isprintable() for part in text.split("\n"))
+    assert "\\x1b[2J" in text
+    assert desk.show(line.split()[0], as_raw=True)[1] == f'{{"a":"{evil}"}}'.encode()
+
+
+async def test_a_refusal_moves_no_terminal(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It quotes what could not be read."""
+    desk = Desk(tmp_path, letter(message(price="\x1b[2J")), letter(b'{"e":"\x1b[2J"}'))
+    code, text = await desk.replay()
+    assert code == 1
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+async def test_a_bar_of_no_known_interval_is_refused_or_sent_without_a_claim(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Forced, it goes out, and nothing breaks."""
+    data = {"e": "kline", "E": 1, "s": "BTCUSDT", "k": BAR | {"i": "7m"}}
+    desk = Desk(tmp_path, letter(json.dumps({"stream": "btcusdt@kline_7m", "data": data}).encode()))
+    assert (await desk.replay())[0] == 1
+    assert (await desk.replay(forced=True))[0] == 0
+
+
+BAR = json.loads(
+    '{"t":60000,"T":119999,"i":"1m","f":1,"L":2,"o":"1","c":"1","h":"1","l":"1","v":"1","n":2,"x":true,"q":"1","V":"1","Q":"1"}'
+)

@@ -27,6 +27,7 @@ from ingestor.core.claims import Intervals
 from ingestor.core.health import HealthBoard, SinkFact
 from ingestor.core.lanes import lane_index
 from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, Subscription
+from ingestor.core.spool_format import HEADER
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.metrics import Metrics
 from ingestor.spool import Place, Spool, SpoolFiles, Write, segments_in
@@ -654,3 +655,14 @@ def test_no_record_is_lost_or_overtaken_whatever_fails(seed: int, tmp_path_facto
     """Outages, refusals, a disk that fails now and then, restarts with other lanes: every key lands in its order."""
     task = RoughTask(seed, tmp_path_factory.mktemp("spool"))
     trio.run(task.run, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_frame_that_says_it_is_endless_is_not_asked_for(tmp_path: Path) -> None:
+    """A disk that changed its mind after it was looked through: eight gigabytes would be reserved to read it."""
+    files, _ = open_files(tmp_path)
+    files.append([Write(0, 5, records(1))], 0.0)
+    spool.write_at(files._segments[0][0].path, b"\xff" * 8, HEADER.size)
+    with capture_logs() as logs:
+        assert read_all(files)[0] == []
+    assert [line["event"] for line in logs] == ["spool_segment_lost"]
+    assert files.is_lossy

@@ -24,7 +24,15 @@ from ingestor.core.intake import Inlet, Intake
 from ingestor.core.model import Subscription
 from ingestor.core.rate_limit import RateLimit
 from ingestor.metrics import Metrics
-from ingestor.websocket_client import Connection, FeedLimits, VenueUrl, open_stream, parse_url, rollover_pace
+from ingestor.websocket_client import (
+    REFUSALS_TOLD,
+    Connection,
+    FeedLimits,
+    VenueUrl,
+    open_stream,
+    parse_url,
+    rollover_pace,
+)
 from tests.fakes.venue import CLOSE, PING, FakeVenue, VenueSocket, frame, never, polite
 
 if TYPE_CHECKING:
@@ -1143,3 +1151,24 @@ def test_a_url_of_another_kind_is_refused(text: str) -> None:
 def test_a_loss_is_one_of_our_errors() -> None:
     """So that the supervisor needs to know no foreign library."""
     assert issubclass(DisconnectedError, Exception)
+
+
+async def test_answers_that_nobody_asked_for_do_not_fill_the_log(
+    autojump_clock: trio.testing.MockClock, log: list[Any]
+) -> None:
+    """A venue can send thousands of refusals in one read; a few of them are told."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.read_request()
+        for _ in range(500):
+            await socket.send_text('{"error":{"code":1,"msg":"no"},"id":"not yours"}')
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        bench.start()
+        await trio.sleep(3)
+        nursery.cancel_scope.cancel()
+    told = [line for line in log if line["event"] == "subscription_refused" and line["log_level"] != "debug"]
+    assert len(told) == REFUSALS_TOLD
