@@ -20,10 +20,11 @@ import structlog
 import trio
 
 from ingestor.bodies import read_until
-from ingestor.config import is_local
+from ingestor.config import is_plain_and_local
 from ingestor.core.archive import lines_of
 from ingestor.core.backoff import Backoff
 from ingestor.core.errors import IngestorError
+from ingestor.core.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -91,7 +92,7 @@ class ArchiveClient:
             base_url=base_url.rstrip("/"),
             timeout=settings.timeout_s,
             transport=transport,
-            trust_env=not is_local(base_url),
+            trust_env=not is_plain_and_local(base_url),
             headers={"Accept-Encoding": "identity"},
         )
 
@@ -130,7 +131,7 @@ class ArchiveClient:
                 return await ask()
             except (httpx.RequestError, ArchiveAwayError) as failure:
                 attempts_left -= 1
-                reason = str(failure) or type(failure).__name__
+                reason = reason_of(failure)
                 if not attempts_left:
                     raise ArchiveAwayError(reason) from failure
             log.info("archive_retry", reason=reason, attempts_left=attempts_left)

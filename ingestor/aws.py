@@ -36,7 +36,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from ingestor.config import is_local
+from ingestor.config import is_plain_and_local
 from ingestor.core.datums import MAX_DATUMS
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
@@ -240,15 +240,15 @@ def require_tls(meta: ClientMeta, *, allow_plaintext: bool) -> None:
     Our configuration is checked before; the SDK also takes endpoints from `AWS_ENDPOINT_URL` and from its own files.
     """
     url = meta.endpoint_url
-    if urlsplit(url).scheme != "https" and not allow_plaintext and not is_local(url):
+    if urlsplit(url).scheme != "https" and not (allow_plaintext or is_plain_and_local(url)):
         service = meta.service_model.service_name
         text = f"{url} comes from AWS_ENDPOINT_URL or a file of the SDK for {service}; it needs `true`, or https://"
         raise ConfigError([f"kinesis.allow_plaintext: {text}"])
 
 
 def _proxies_for(endpoint_url: str | None) -> dict[str, str] | None:
-    """Return what `Config(proxies=...)` takes: no proxy for this machine, else those of the environment."""
-    return {} if endpoint_url is not None and is_local(endpoint_url) else None
+    """Return what `Config(proxies=...)` takes: none for plain text to this machine, else those of the environment."""
+    return {} if endpoint_url is not None and is_plain_and_local(endpoint_url) else None
 
 
 def find_schema_version(settings: Kinesis, definition: str) -> UUID:

@@ -589,9 +589,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def is_local(url: str) -> bool:
-    """Tell whether what is sent to `url` stays on this machine; then no proxy has to do with it."""
-    return is_loopback(urlsplit(url).hostname or "")
+def is_plain_and_local(url: str) -> bool:
+    """Tell whether `url` is plain text that is meant for this machine: through a proxy it would leave it."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")
 
 
 def contradicting_limits(config: Config) -> Iterator[Contradiction]:

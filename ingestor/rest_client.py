@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from ingestor.bodies import read_until
-from ingestor.config import is_local
+from ingestor.config import is_plain_and_local
 from ingestor.core.backoff import Backoff
 from ingestor.core.binance import (
     REFUSALS,
@@ -41,7 +41,7 @@ from ingestor.core.binance import (
 )
 from ingestor.core.errors import IngestorError
 from ingestor.core.weight import PARTS, Admission, Purpose, WeightBudget
-from ingestor.core.wording import shortened
+from ingestor.core.wording import reason_of, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +163,7 @@ class RestClient:
             base_url=f"{base_url.rstrip('/')}/api/v3/",
             timeout=settings.timeout_s,
             transport=transport,
-            trust_env=not is_local(base_url),
+            trust_env=not is_plain_and_local(base_url),
             headers={"Accept": "application/json", "Accept-Encoding": "gzip"},
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=30.0),
         )
@@ -331,7 +331,7 @@ class RestClient:
         except trio.TooSlowError:
             raise UnavailableError(f"no answer within {self._settings.timeout_s:g} s") from None
         except httpx.RequestError as error:
-            raise UnavailableError(f"{type(error).__name__}: {error}") from error
+            raise UnavailableError(f"{type(error).__name__}: {reason_of(error)}") from error
 
     def _hold_everything(self, call: _Call, until_ms: int) -> None:
         self._budget.ban(until_ms)

@@ -307,3 +307,12 @@ async def test_an_answer_that_unpacks_itself_is_refused(tmp_path: Path, autojump
     async with client_of(archive, tmp_path, max_attempts=2) as client:
         with pytest.raises(ArchiveAwayError, match="packed answer"):
             await client.fetch(FILE)
+
+
+async def test_a_redirection_is_not_followed(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It could lead anywhere, also to plain text."""
+    archive = Archive(digest=None)
+    archive.script.extend([302, 302])
+    async with client_of(archive, tmp_path, max_attempts=2) as client:
+        with pytest.raises(ArchiveAwayError, match="HTTP 302"):
+            await client.fetch(FILE)

@@ -266,10 +266,9 @@ def test_dead_letters_are_listed_shown_and_replayed(tmp_path: Path) -> None:
 def test_no_complaint_repeats_a_secret_or_moves_the_terminal(tmp_path: Path) -> None:
     """Whatever stands in the file and in the environment."""
     path = tmp_path / "ingestor.yaml"
+    environ = {"MY_PASSWORD": "Hunter2Hunter2", "HTTP_PROXY": "http://me:hunter3hunter3@p"}
     path.write_text('kinesis: {region: Hunter2Hunter2}\nservice: {name: {"\\x1b[2J": 1}}\n')
-    result = invoke(
-        "check", "--config", str(path), MY_PASSWORD="Hunter2Hunter2", HTTP_PROXY="http://me:hunter3hunter3@p"
-    )
+    result = invoke("check", "--config", str(path), **environ)
     assert result.exit_code == 2
     assert "kinesis.region" in result.output
     assert "hunter" not in result.output.lower()

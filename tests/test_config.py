@@ -389,3 +389,35 @@ def test_yaml_that_is_no_configuration_at_all_is_refused_in_words(tmp_path: Path
     """Keys that are lists, and nesting without end."""
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(str(tmp_path))
+
+
+PLAIN = [
+    ("binance.websocket_url", "ws", "binance"),
+    ("binance.rest_url", "http", "binance"),
+    ("binance.archive_url", "http", "binance"),
+    ("kinesis.endpoint_url", "http", "kinesis"),
+    ("dead_letter.queue_url", "http", "kinesis"),
+]
+
+
+@pytest.mark.parametrize(("key", "scheme", "section"), PLAIN)
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.1.1", "0.0.0.0", "[::2]", "localhost.example"])  # noqa: S104
+def test_plain_text_over_a_network_has_to_be_allowed(
+    key: str, scheme: str, section: str, host: str, tmp_path: Path
+) -> None:
+    """By the section that the address belongs to, and by no other."""
+    outer, inner = key.split(".")
+    text = f"{outer}: {{{inner}: '{scheme}://{host}:1/x'}}\n"
+    (problem,) = problems(tmp_path, text)
+    assert f"needs `{section}.allow_plaintext: true`" in problem
+    load(written(tmp_path, text), {f"INGESTOR__{section.upper()}__ALLOW_PLAINTEXT": "true"})
+    other = "KINESIS" if section == "binance" else "BINANCE"
+    assert problems(tmp_path, text, **{f"INGESTOR__{other}__ALLOW_PLAINTEXT": "true"}) == [problem]
+
+
+@pytest.mark.parametrize(("key", "scheme", "section"), PLAIN)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
+def test_plain_text_to_this_machine_is_allowed(key: str, scheme: str, section: str, host: str, tmp_path: Path) -> None:
+    """Nobody else sees it."""
+    outer, inner = key.split(".")
+    load(written(tmp_path, f"{outer}: {{{inner}: '{scheme}://{host}:1/x'}}\n"), {})

@@ -412,3 +412,12 @@ async def test_what_stays_on_this_machine_goes_through_no_proxy(
     metrics = Metrics(CollectorRegistry())
     async with RestClient(url, Rest(), metrics=metrics, wall_ns=wall_ns, random=Steady()) as client:
         assert (not client._http._mounts) is is_local
+
+
+async def test_a_redirection_is_not_followed(autojump_clock: MockClock) -> None:
+    """It could lead anywhere, also to plain text."""
+    venue = FakeRest(script=deque([Answer(302, b"", {"Location": "http://elsewhere.test/"})]))
+    async with client_of(venue) as client:
+        with pytest.raises(BadRequestError, match="HTTP 302"):
+            await client.ping()
+    assert len(venue.asked) == 1

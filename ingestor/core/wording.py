@@ -60,6 +60,14 @@ def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the words of an error, or those of what caused it where it has none: TLS failures come wrapped so."""
+    inner: BaseException | None = error
+    while inner is not None and not str(inner):
+        inner = inner.__cause__ or inner.__context__
+    return type(error).__name__ if inner is None else str(inner)
+
+
 def redacted(text: str) -> str:
     """Return `text` without passwords in addresses, and without what AWS and its clients call a secret."""
     if "://" in text:

@@ -13,6 +13,7 @@ from ingestor.core.wording import (
     printable,
     printable_json,
     printable_lines,
+    reason_of,
     redacted,
     redactor,
     secrets_in,
@@ -118,3 +119,12 @@ def test_a_text_that_is_long_and_almost_secret_is_looked_through_once(part: str)
     """A search that went back for every beginning would take hours here."""
     text = part * 100_000
     assert redacted(text) == text
+
+
+def test_an_error_without_words_has_those_of_its_cause() -> None:
+    """Or its name, if nothing has any."""
+    outer, inner = RuntimeError(), ValueError()
+    outer.__cause__, inner.__context__ = inner, OSError("certificate verify failed")
+    assert reason_of(outer) == "certificate verify failed"
+    assert reason_of(ValueError("x")) == "x"
+    assert reason_of(ValueError()) == "ValueError"
