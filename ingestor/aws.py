@@ -17,6 +17,7 @@ from uuid import UUID
 
 import boto3
 import msgspec
+from botocore.client import BaseClient
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 C = TypeVar("C")
+B = TypeVar("B", bound=BaseClient)
 
 # What a failed call means, by the code that AWS sends (facts/aws.md §1.6; botocore 1.44's Kinesis model and the common
 # errors of the AWS JSON protocols, read 2026-11-22). A code that is not here is `transient` from 500 upward, else
@@ -196,7 +198,9 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
     )
     session = boto3.session.Session(region_name=settings.region)
     try:
-        client = session.client("kinesis", endpoint_url=settings.endpoint_url, config=config)
+        client = _direct(
+            lambda given: session.client("kinesis", endpoint_url=settings.endpoint_url, config=given), config
+        )
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:
@@ -246,6 +250,14 @@ def require_tls(meta: ClientMeta, *, allow_plaintext: bool) -> None:
         raise ConfigError([f"kinesis.allow_plaintext: {text}"])
 
 
+def _direct(make: Callable[[ClientConfig], B], config: ClientConfig) -> B:
+    """Make a client; once more without proxies if the SDK found out by itself that it is to speak to this machine."""
+    client = make(config)
+    if config.proxies is None and is_plain_and_local(client.meta.endpoint_url):  # type: ignore[attr-defined]
+        return make(config.merge(ClientConfig(proxies={})))
+    return client
+
+
 def _proxies_for(endpoint_url: str | None) -> dict[str, str] | None:
     """Return what `Config(proxies=...)` takes: none for plain text to this machine, else those of the environment."""
     return {} if endpoint_url is not None and is_plain_and_local(endpoint_url) else None
@@ -259,7 +271,7 @@ def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     """
     session = boto3.session.Session(region_name=settings.region)
     config = ClientConfig(proxies=_proxies_for(settings.endpoint_url))
-    client = session.client("glue", endpoint_url=settings.endpoint_url, config=config)
+    client = _direct(lambda given: session.client("glue", endpoint_url=settings.endpoint_url, config=given), config)
     require_tls(client.meta, allow_plaintext=settings.allow_plaintext)
     schema: SchemaIdTypeDef = {"RegistryName": GLUE_REGISTRY, "SchemaName": settings.stream_name}
     try:
@@ -283,7 +295,8 @@ def make_cloudwatch_client(region: str, *, timeout_s: float, allow_plaintext: bo
         max_pool_connections=1,
     )
     try:
-        client = boto3.session.Session(region_name=region).client("cloudwatch", config=config)
+        session = boto3.session.Session(region_name=region)
+        client = _direct(lambda given: session.client("cloudwatch", config=given), config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
     except ValueError as error:

@@ -23,6 +23,7 @@ from ingestor.core.delivery import judge, retry_reason
 from ingestor.core.errors import SinkError
 from ingestor.core.lanes import LaneLimits, Lanes, arrivals_of, claims_of
 from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, PutEntry
+from ingestor.core.wording import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -290,7 +291,7 @@ class KinesisProducer:
             verdict = judge(failure, parcel.refusals, self._retry.max_attempts)
             verdicts.append(verdict)
             if failure is not None and verdict == "never":
-                hopeless.append(Hopeless(parcel, "gave_up", f"{failure.code}: {failure.text}"))
+                hopeless.append(Hopeless(parcel, "gave_up", redacted(f"{failure.code}: {failure.text}")))
             elif reason is not None:
                 self._metrics.entries_retried.labels(reason).inc()
         delivered = [parcel for parcel, verdict in zip(call, verdicts, strict=True) if verdict == "delivered"]

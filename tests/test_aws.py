@@ -566,6 +566,8 @@ def test_what_stays_on_this_machine_goes_through_no_proxy(
     """An emulator is reached directly, whatever the proxies of the environment."""
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
-    client: Any = make_kinesis_client(Kinesis(endpoint_url=endpoint))
-    proxy = client._endpoint.http_session._proxy_config.proxy_url_for(endpoint)
-    assert proxy == (None if is_local else "http://proxy.test:3128")
+    for settings in (Kinesis(endpoint_url=endpoint), Kinesis()):  # from our configuration, or from the SDK's
+        monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", endpoint)
+        client: Any = make_kinesis_client(settings)
+        proxy = client._endpoint.http_session._proxy_config.proxy_url_for(endpoint)
+        assert proxy == (None if is_local else "http://proxy.test:3128")

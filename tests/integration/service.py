@@ -167,7 +167,11 @@ async def run_service(
     command = [sys.executable, "-m", "ingestor", "run", "--config", str(config)]
     with log.open("ab") as out:
         process = await trio.lowlevel.open_process(
-            command, env=clean_environment(**NOWHERE, **environment), stdout=out, stderr=subprocess.STDOUT, cwd=folder
+            command,
+            env=clean_environment(**NOWHERE | dict(environment)),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
         )
     url = f"http://127.0.0.1:{settings['health']['port']}"
     try:
