@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -83,6 +84,46 @@ def bench(session: nox.Session) -> None:
     """Measure, each number as a ratio within one run."""
     session.install("-e", ".[dev]", "picows", "uvloop", "websockets")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def fuzz(session: nox.Session) -> None:
+    """Feed every parser with broken input, each for so long: `nox -s fuzz -- --seconds 300 --target frames`."""
+    session.install("-e", ".[dev]")
+    try:
+        session.install("atheris")
+    except CommandFailed:
+        session.log("atheris cannot be installed here: hypothesis searches instead")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def audit(session: nox.Session) -> None:
+    """Hold the lock against known vulnerabilities; skipped, and said so, when nobody could be asked about all of it."""
+    try:
+        session.install("pip-audit")
+    except CommandFailed:
+        session.skip("not audited: pip-audit cannot be installed here")
+    report = Path(session.create_tmp()) / "audit.json"
+    report.unlink(missing_ok=True)
+    session.run(
+        *("pip-audit", "--requirement", "config/requirements.txt", "--require-hashes", "--disable-pip"),
+        *("--format", "json", "--output", str(report), "--progress-spinner", "off", *session.posargs),
+        success_codes=[0, 1],
+        silent=True,
+    )
+    verdict = session.run("python", "-m", "tests.supply.audit", str(report), success_codes=[0, 3], silent=True)
+    session.log(verdict)
+    *_, outcome = str(verdict).strip().splitlines()
+    if outcome.startswith("not audited"):
+        session.skip(outcome)
+
+
+@nox.session(python=PYTHON)
+def sbom(session: nox.Session) -> None:
+    """Write the bill of materials of the container, made from the lock: `nox -s sbom -- dist/ingestor.cdx.json`."""
+    session.install("-e", ".", "cyclonedx-python-lib>=11", "packaging")
+    session.run("python", "-m", "tests.supply.sbom", *(session.posargs or ["dist/ingestor.cdx.json"]))
 
 
 @nox.session(python=PYTHON)

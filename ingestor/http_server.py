@@ -152,7 +152,7 @@ class Http1Server(TCPServer):
     """hypercorn's server of one connection, held to one protocol."""
 
     @property
-    def protocol(self) -> Any:
+    def protocol(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] - it is what has to be caught
         """What is spoken."""
         return self._http1
 
