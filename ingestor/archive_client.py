@@ -8,6 +8,7 @@ few times and then refused. Memory is constant, whatever the size of a file.
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -52,7 +53,11 @@ _CHECKSUM_BYTES: Final = 4_096
 _DIRECTORY_BYTES: Final = 1 << 16  # of one file
 _SHRINKS_AT_MOST: Final = 300
 _METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})  # others may ask for gigabytes to unpack
-_BROKEN_ZIP: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+# What `zipfile` raises for a zip that was made to break it goes well beyond its own error.
+_BROKEN_ZIP: Final = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, RuntimeError),
+    *(ValueError, OverflowError, LookupError),
+)
 
 
 class ArchiveError(IngestorError):

@@ -233,7 +233,9 @@ def _send_body(params: dict[str, Any], context: dict[str, Any], **_: object) -> 
 
 def _read_answer(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     if response_dict["status_code"] == HTTPStatus.OK:
-        with suppress(msgspec.DecodeError):  # whatever else it is, there are no results in it, and that is found out
+        with suppress(
+            ValueError, RecursionError
+        ):  # whatever else it is, there are no results in it, and that is found out
             customized_response_dict |= msgspec.json.decode(response_dict["body"], type=dict[str, Any])
         response_dict["body"] = b"{}"
 

@@ -423,6 +423,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{where}: {error.problem or error.context}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: {error}".splitlines()[0]]) from error
+    except ValueError as error:  # of `datetime`: 2024-02-30 looks like a date
+        raise ConfigError([f"{path}: what looks like a date or a number is none: {error}"]) from error
     except RecursionError as error:
         raise ConfigError([f"{path}: is nested too deeply"]) from error
     if values is None:

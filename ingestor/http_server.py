@@ -152,12 +152,12 @@ class Http1Server(TCPServer):
     """hypercorn's server of one connection, held to one protocol."""
 
     @property
-    def protocol(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] - it is what has to be caught
+    def protocol(self) -> Any:
         """What is spoken."""
         return self._http1
 
     @protocol.setter
-    def protocol(self, wrapper: Any) -> None:
+    def protocol(self, wrapper: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Take what would switch protocols, and put the one in its place."""
         self._http1 = Http1(
             wrapper.app,

@@ -384,7 +384,9 @@ channels: "https://me:wJalrXUtnFEMIxK7MDENG@host"
     assert "AKIA" not in found
 
 
-@pytest.mark.parametrize("text", ["? [a, b]\n: 1\n", "{a: 1}: 2\n", "a: " + "[" * 3_000, "a: " + "{b: " * 3_000])
+@pytest.mark.parametrize(
+    "text", ["? [a, b]\n: 1\n", "{a: 1}: 2\n", "a: " + "[" * 3_000, "a: " + "{b: " * 3_000, "a: 2024-02-30", "a: 0x_"]
+)
 def test_yaml_that_is_no_configuration_at_all_is_refused_in_words(tmp_path: Path, text: str) -> None:
     """Keys that are lists, and nesting without end."""
     (problem,) = problems(tmp_path, text)

@@ -304,14 +304,18 @@ class Streaming(httpx.AsyncByteStream):
     """A body in pieces, as a network gives it; `taken` counts them."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = pieces
+        self._pieces = iter(pieces)
         self.taken = 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
         for piece in self._pieces:
-            await trio.lowlevel.checkpoint()
             self.taken += 1
-            yield piece
+            return piece
+        raise StopAsyncIteration
 
 
 class Bare(httpx.AsyncBaseTransport):

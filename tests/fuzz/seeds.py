@@ -174,7 +174,7 @@ def _beat() -> Beat:
 
 def _segments() -> dict[str, bytes]:
     records = _encoded()
-    frame_bytes = spool_format.encode_frame(NOW_MS, joined_claims(records), records)
+    frame_bytes = spool_format.encode_frame(NOW_MS, joined_claims(record.claim for record in records), records)
     head, body, _ = spool_format.FRAME.unpack_from(frame_bytes)
     content = frame_bytes[spool_format.FRAME.size :]
     return {

@@ -347,7 +347,9 @@ def segments(data: bytes) -> None:
     assert found.end >= spool_format.HEADER.size
     with suppress(spool_format.BrokenFrameError):
         content = spool_format.decode_frame(frame)
-        again = spool_format.encode_frame(content.received_ms, joined_claims(content.records), content.records)
+        again = spool_format.encode_frame(
+            content.received_ms, joined_claims(record.claim for record in content.records), content.records
+        )
         assert spool_format.decode_frame(again) == content
 
 

@@ -104,7 +104,7 @@ def _all_failed(failed: dict[str, str], count: int) -> dict[str, Any]:
 
 async def _read(connection: h11.Connection, stream: trio.SocketStream) -> tuple[h11.Request | None, bytes]:
     request, body = None, b""
-    while True:
+    while True:  # noqa: ASYNC913 - ends with what was received, or waits for more
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(await stream.receive_some())
