@@ -328,14 +328,16 @@ class _TradePages:
             return run  # nothing from here on: gone, or the database is late
         # An id that is no longer kept is answered with the oldest that is, without a word.
         await self._ledger.declare(run.subscription, run.first, rows[0].trade_id - 1, "venue_forgot")
-        await self._deliver(run, rows)
-        return run if rows[-1].trade_id < run.first else None
+        return await self._deliver(run, rows)
 
-    async def _deliver(self, run: Gap, rows: Sequence[RestTrade]) -> None:
+    async def _deliver(self, run: Gap, rows: Sequence[RestTrade]) -> Gap | None:
+        """Send what is wanted of an answer; return `run` if that says nothing of where it begins."""
         received_us = self._ledger.now_us()
         wanted = [row for row in rows if run.first <= row.trade_id <= run.last]
         records = [rest_trade_record(run.subscription.symbol, row, received_us) for row in wanted]
         await self._ledger.deliver(run.subscription, [row.trade_id for row in wanted], records, wanted)
+        # An answer may be nonsense; asked again at once, it would be asked for as long as the budget lasts.
+        return None if wanted or rows[0].trade_id > run.first else run
 
     async def _bridge(self, run: Gap) -> Gap | None:
         """Do without historicalTrades: the newest trades from memory, and for all older ones the proof that they exist.
@@ -349,8 +351,7 @@ class _TradePages:
         before_memory = min(run.last, rows[0].trade_id - 1)
         if before_memory >= run.first:
             await self._declare_unreachable(run, before_memory)
-        await self._deliver(run, rows)
-        return run if rows[-1].trade_id < run.first else None
+        return await self._deliver(run, rows)
 
     async def _declare_unreachable(self, run: Gap, last: int) -> None:
         rows = await self._rest.agg_trades(run.subscription.symbol, end_ms=run.detected_ms)

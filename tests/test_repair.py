@@ -21,7 +21,7 @@ from ingestor.core.model import Gap, Hole, MarketData, RecordBatch, Subscription
 from ingestor.metrics import Metrics
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError
-from tests.fakes.rest import START_MS, Answer, FakeRest, Market, wall_ns
+from tests.fakes.rest import START_MS, Answer, FakeRest, Market, rows_of, wall_ns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -585,3 +585,16 @@ async def test_a_book_that_is_gone_is_not_fetched_any_more(autojump_clock: MockC
         it.repair.forget_book("BTCUSDT")
         await trio.sleep(500)
         assert len(it.books.loads("BTCUSDT")) == 1
+
+
+@pytest.mark.parametrize("ids", [(99, 201), (201, 99), (50, 50, 50), (99,)])
+async def test_an_answer_that_says_nothing_of_what_was_asked_is_not_asked_for_without_end(
+    ids: tuple[int, ...], autojump_clock: MockClock
+) -> None:
+    """Whatever the venue sends instead: it is given its time, and then the ids are a hole."""
+    venue = FakeRest(markets={"BTCUSDT": Market()}, refused={"historicalTrades": Answer(200, rows_of(ids))})
+    async with bench(venue) as it:
+        it.repair.report_gap(Gap(BTC, 100, 200, 5))
+        told = await it.told_after(300)
+    assert told in ([("trade", 100, 200, "venue_has_none")], [("trade", 100, 200, "venue_forgot")])
+    assert len(venue.times("historicalTrades")) <= 9
