@@ -299,7 +299,7 @@ class Shard(Section):
 class Config(BaseSettings):
     """Everything that can be set; architecture.md §5 is its contract."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, case_sensitive=True)
 
     service: Service = Service()
     logging: Logging = Logging()
@@ -332,7 +332,13 @@ class Environment(EnvSettingsSource):
     """The values that environment variables set, as nested mappings. Lists are JSON, or text with commas."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        super().__init__(Config, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", env_parse_none_str="null")
+        super().__init__(
+            Config,
+            case_sensitive=False,
+            env_prefix=ENVIRONMENT_PREFIX,
+            env_nested_delimiter="__",
+            env_parse_none_str="null",
+        )
         self.env_vars = {name.lower(): None if text == "null" else text for name, text in environ.items() if text}
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002 - pydantic's
@@ -519,7 +525,7 @@ def suggestion(location: tuple[int | str, ...]) -> str:
         if isinstance(part, str):
             annotation = section.model_fields[part].annotation
             section = BackfillRange if part == "backfill" else annotation
-    close = get_close_matches(str(location[-1]), section.model_fields, n=1)
+    close = get_close_matches(str(location[-1]).lower(), section.model_fields, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -423,3 +423,10 @@ def test_plain_text_to_this_machine_is_allowed(key: str, scheme: str, section: s
     """Nobody else sees it."""
     outer, inner = key.split(".")
     load(written(tmp_path, f"{outer}: {{{inner}: '{scheme}://{host}:1/x'}}\n"), {})
+
+
+@pytest.mark.parametrize("text", ["Backfill: [{}]", "KINESIS: {lanes: no}", "bacKfill: [1]\nbackfill: [2]", "Health:"])
+def test_a_key_is_written_as_it_is_called(tmp_path: Path, text: str) -> None:
+    """In capitals it is another one, and what is in it is not looked at twice."""
+    assert any("there is no such key; did you mean" in problem for problem in problems(tmp_path, text))
+    assert problems(tmp_path, "kinesis: {Lanes: 8}") == ["kinesis.Lanes: there is no such key; did you mean 'lanes'?"]
