@@ -232,7 +232,6 @@ async def test_no_command_tells_a_secret(tmp_path: Path) -> None:
             ("check", "--connect", "--config", str(good)): 1,
             ("check", "--connect", "--config", str(proxied)): 1,
             ("tail", "--config", str(good)): 1,
-            ("audit", "--config", str(good)): 1,
             ("backfill", "--config", str(good), *span): 1,
         }
         results: dict[tuple[str, ...], subprocess.CompletedProcess[str]] = {}
