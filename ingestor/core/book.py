@@ -27,6 +27,8 @@ _NOTHING = -(2**63)  # a key below any price
 _MAX_PRICE = 2**63 - 1
 _ZEROS = frozenset({"0", *(f"0.{'0' * decimals}" for decimals in range(1, 19))})  # a quantity that removes a level
 _MAX_BUFFERED = 1000  # diffs between the admission of a snapshot request and its answer: 100 s of one symbol
+_MAX_BUFFERED_LEVELS = 100_000  # in all of them; some 15 MB
+_LONGEST_KEPT = 32  # characters of a price; longer ones, with zeros in front, are read and not remembered
 _MAX_LEVELS = 4000  # a side that price runs away from collects levels; the worst are let go and the floor rises
 
 
@@ -47,6 +49,8 @@ class PriceCache(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         price = _parse_price(text)
+        if len(text) > _LONGEST_KEPT:
+            return price
         if len(self) >= self._max_entries:
             self.clear()
         self[text] = price
@@ -148,7 +152,7 @@ class _Diff:
 class OrderBook:
     """The best bid and ask of one symbol; never a wrong one: None whenever it is not known for sure."""
 
-    __slots__ = ("_asks", "_bids", "_book_id", "_buffer", "_newest_final", "_prices", "state")
+    __slots__ = ("_asks", "_bids", "_book_id", "_buffer", "_buffered_levels", "_newest_final", "_prices", "state")
 
     def __init__(self, prices: PriceCache) -> None:
         self.state = BookState.UNSYNCHRONISED
@@ -158,6 +162,7 @@ class OrderBook:
         self._book_id = -1
         self._newest_final = -1
         self._buffer: list[_Diff] | None = None
+        self._buffered_levels = 0
 
     def best(self) -> tuple[DecimalText | None, DecimalText | None]:
         """Best bid and best ask after the newest diff, with 8 decimals; (None, None) while not synchronised."""
@@ -173,7 +178,7 @@ class OrderBook:
 
     def begin_buffering(self) -> None:
         """Keep diffs from now on: a snapshot request is on its way. A synchronised book goes on answering meanwhile."""
-        self._buffer = []
+        self._buffer, self._buffered_levels = [], 0
 
     def apply(self, first: int, final: int, bids: Sequence[Level], asks: Sequence[Level]) -> bool:
         """Take the diff of update ids `first` to `final`; False asks for a snapshot.
@@ -216,8 +221,11 @@ class OrderBook:
     def _remember(self, first: int, final: int, bids: Sequence[Level], asks: Sequence[Level]) -> None:
         buffer = self._buffer
         if buffer is not None:
-            if (buffer and first > buffer[-1].final + 1) or len(buffer) >= _MAX_BUFFERED:
+            self._buffered_levels += len(bids) + len(asks)
+            is_full = len(buffer) >= _MAX_BUFFERED or self._buffered_levels > _MAX_BUFFERED_LEVELS
+            if (buffer and first > buffer[-1].final + 1) or is_full:
                 buffer.clear()  # starts again with this one; the snapshot under way may then be too old
+                self._buffered_levels = len(bids) + len(asks)
             buffer.append(_Diff(first, final, bids, asks))
         self._newest_final = final
 

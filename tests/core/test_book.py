@@ -382,3 +382,23 @@ def test_the_price_cache_is_bounded() -> None:
     prices = PriceCache(max_entries=2)
     assert [prices[text] for text in ("1.5", "2", "0.00000001", "1.5")] == [150_000_000, 200_000_000, 1, 150_000_000]
     assert len(prices) <= 2
+
+
+def test_a_price_is_remembered_only_in_a_usual_length() -> None:
+    """Zeros in front are read; kept, any number of such texts would take all memory."""
+    prices = PriceCache()
+    assert prices["0" * 4_000 + "1.5"] == prices["1.5"] == 150_000_000
+    assert list(prices) == ["1.5"]
+
+
+def test_what_is_buffered_is_bounded_in_levels_too() -> None:
+    """A venue that sends whole books as changes, and never answers for the snapshot, does not fill memory."""
+    book = OrderBook(PriceCache())
+    book.begin_buffering()
+    many = levels(*range(1, 30_001))
+    for update_id in range(1, 11):
+        assert book.apply(update_id, update_id, many, [])
+        assert book._buffer is not None
+        assert sum(len(diff.bids) for diff in book._buffer) <= 100_000
+    assert book.load(3, levels(10), levels(40_000), limit=1000) == "too_old"
+    assert book.load(10, levels(10), levels(40_000), limit=1000) == "loaded"
