@@ -430,6 +430,7 @@ class Line:
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
+            sources.start_soon(self.service.rest.keep_time)
             sources.start_soon(self._look_back, self.resume.open(begun))
             sources.start_soon(self.service.reload.run, partial(self._carry, sources=sources))
             await stop.wait()

@@ -246,6 +246,7 @@ class Load:
         """
         if self._request.output is None:
             await self._world.streams.describe(self._config.kinesis.stream_name)
+        await self._rest.server_time_ms()
         await self._rest.exchange_info()
         for wanted in self._request.wanted():
             if wanted.subscription not in self.progress.spans:
@@ -273,6 +274,7 @@ class Load:
         async with trio.open_nursery() as observers:
             observers.start_soon(self._watch, view)
             observers.start_soon(self._letters.keep_trying)
+            observers.start_soon(self._rest.keep_time)
             async with trio.open_nursery() as delivery:
                 delivery.start_soon(deliver, encoded_intake)
                 noted = _NotedLetters(self._letters, self.progress)

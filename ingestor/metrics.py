@@ -195,6 +195,9 @@ class Metrics:
         self.rest_weight_used = Gauge(
             "rest_weight_used", "REST weight used in the venue's current minute.", registry=registry
         )
+        self.clock_ahead = Gauge(
+            "clock_ahead_of_venue_seconds", "Our clock less the venue's, when it was last asked.", registry=registry
+        )
         self.snapshots = Counter("book_snapshots", "Order book snapshots asked for.", ["outcome"], registry=registry)
 
     def _line(self, registry: CollectorRegistry) -> None:

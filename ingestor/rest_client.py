@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
     from types import TracebackType
-    from typing import Self
+    from typing import NoReturn, Self
 
     from ingestor.config import Rest
     from ingestor.metrics import Metrics
@@ -65,6 +65,7 @@ PAGE_ROWS: Final = 1000  # the most that trades, aggTrades and klines answer wit
 
 _WEIGHT_LIMIT: Final = 6000  # a minute, until exchangeInfo says otherwise
 _TRANSIENT_CODES: Final = frozenset({-1000, -1001, -1006, -1007, -1008, -1016, -1034})
+_PASSING: Final = frozenset({HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT})  # the firewall; a proxy, or -1007
 _LIMIT_CODE: Final = -1003
 _BANNED_UNTIL: Final = re.compile(r"until ([0-9]{13})\b")
 _WHOLE_NUMBER: Final = re.compile(r"[0-9]{1,15}")
@@ -73,7 +74,9 @@ _LONGEST_BAN_MS: Final = 3 * 86_400_000  # that the venue knows (facts/binance.m
 _ANSWER_BYTES: Final = 4 << 20
 _LARGE_ANSWERS_BYTES: Final = {"exchangeInfo": 64 << 20, "ticker/24hr": 16 << 20}
 _LIMITED_PAUSE_MS: Final = {429: 60_000, 418: 120_000}  # when the venue names no time: a minute's window, the least ban
-_CLOCK_MARGIN_MS: Final = 1000  # a time by the venue's clock, waited for by ours
+_CLOCK_MARGIN_MS: Final = 1000  # a time by the venue's clock, which may not have been asked for yet
+_CLOCK_EVERY_S: Final = 300.0  # clocks drift by milliseconds in that time, unless somebody corrects them
+_LEAST_PAUSE_S: Final = 1  # `Retry-After: 0` at the end of a minute is no invitation to ask without pause
 _RETRY_INITIAL_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
 _LONGEST_SLEEP_S: Final = 60.0  # a ban may last days, and clocks are corrected meanwhile
@@ -91,7 +94,7 @@ class BadRequestError(VenueError):
     """The venue understood and refused, such as an invalid symbol (-1121); `code` is 0 when it gave none."""
 
     def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{text} ({code})")
+        super().__init__(f"{text} ({code})" if code else text)
         self.code = code
         self.text = text
 
@@ -118,8 +121,9 @@ class _Call(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    """A whole answer, unpacked."""
+    """A whole answer, unpacked, to a request for `path`."""
 
+    path: str
     status_code: int
     reason_phrase: str
     headers: httpx.Headers
@@ -137,8 +141,9 @@ def depth_weight(levels: int) -> int:
 class RestClient:
     """Typed calls to one REST host; a context manager that owns the connections.
 
-    `base_url` has no path. `wall_ns` is the wall clock: budgets follow the venue's clock minutes. `transport` replaces
-    the network. All calls may be made from any number of tasks; each purpose has its own first come, first served line.
+    `base_url` has no path. `wall_ns` is our wall clock, which `server_time_ms` holds against the venue's: budgets follow
+    the venue's minutes, so call it now and then. `transport` replaces the network. All calls may be made from any number
+    of tasks; each purpose has its own first come, first served line.
     `on_admitted` is called when the budget has admitted a request, before each time it is sent.
     Errors: `RestrictedLocationError`, `BadRequestError`, `UnavailableError`.
     """
@@ -158,6 +163,8 @@ class RestClient:
         self._wall_ns = wall_ns
         self._random = random
         self._budget = WeightBudget(_WEIGHT_LIMIT, settings.max_weight_share)
+        self._venue_is_ahead_ms = 0  # at the least; see `server_time_ms`
+        self.clock_ahead_ms: float | None = None
         self._lines = {purpose: trio.Lock() for purpose in PARTS}
         self._http = httpx.AsyncClient(
             base_url=f"{base_url.rstrip('/')}/api/v3/",
@@ -183,9 +190,35 @@ class RestClient:
         await self._fetch(_Call("ping", 1, "probes", {}), _ignore)
 
     async def server_time_ms(self) -> int:
-        """Return the venue's clock in milliseconds."""
-        answer = await self._fetch(_Call("time", 1, "probes", {}), decode_server_time)
+        """Return the venue's clock in milliseconds, and note how far ours is ahead of it (`clock_ahead_ms`).
+
+        The budget takes the answer for younger than it is: it came from the venue in no time. So its minutes begin late
+        by the way back, and a request that is sent at their first instant never meets the end of the one before.
+        """
+        sent_ns = 0
+
+        def note_sending() -> None:
+            nonlocal sent_ns
+            sent_ns = self._wall_ns()
+
+        answer = await self._fetch(_Call("time", 1, "probes", {}), decode_server_time, note_sending)
+        received_ns = self._wall_ns()
+        self._venue_is_ahead_ms = answer.server_time - received_ns // 1_000_000
+        self._budget.trust_clock()
+        self.clock_ahead_ms = (sent_ns + received_ns - answer.server_time * 2_000_000) / 2e6
+        self._metrics.clock_ahead.set(self.clock_ahead_ms / 1000)
         return answer.server_time
+
+    async def keep_time(self) -> NoReturn:
+        """Hold our clock against the venue's every few minutes; without an answer, what was known still counts."""
+        while True:
+            if self.clock_ahead_ms is not None:
+                await trio.sleep(_CLOCK_EVERY_S)
+            try:
+                await self.server_time_ms()
+            except VenueError as failure:
+                log.info("clock_not_compared", reason=str(failure))
+                await trio.sleep(_CLOCK_EVERY_S)
 
     async def exchange_info(self) -> ExchangeInfo:
         """Return all symbols and limits; the weight limit a minute is the budget's from now on."""
@@ -283,7 +316,9 @@ class RestClient:
                 attempts_left -= 1
                 if not attempts_left:
                     raise
-                log.info("rest_retry", endpoint=call.endpoint, reason=str(failure), attempts_left=attempts_left)
+                is_lasting = attempts_left * 2 <= self._settings.max_attempts
+                say = log.warning if is_lasting else log.info
+                say("rest_retry", endpoint=call.endpoint, reason=str(failure), attempts_left=attempts_left)
                 await trio.sleep(backoff.next_delay())
 
     async def _wait_for_admission(self, call: _Call) -> Admission:
@@ -327,7 +362,9 @@ class RestClient:
             with trio.fail_after(self._settings.timeout_s):
                 async with self._http.stream("GET", call.endpoint, params=call.params) as response:
                     body = await _read_body(response, most_bytes)
-            return _Reply(response.status_code, response.reason_phrase, response.headers, body)
+            return _Reply(
+                response.request.url.path, response.status_code, response.reason_phrase, response.headers, body
+            )
         except trio.TooSlowError:
             raise UnavailableError(f"no answer within {self._settings.timeout_s:g} s") from None
         except httpx.RequestError as error:
@@ -339,7 +376,8 @@ class RestClient:
         log.warning("rest_limited", endpoint=call.endpoint, silent_for_s=seconds)
 
     def _now_ms(self) -> int:
-        return self._wall_ns() // 1_000_000
+        """Return the time by the venue's clock, as far as it is known."""
+        return self._wall_ns() // 1_000_000 + self._venue_is_ahead_ms
 
 
 def _times(start_ms: int | None, end_ms: int | None) -> dict[str, str | int]:
@@ -401,8 +439,9 @@ def _read_refusal(response: _Reply) -> VenueRefusal:
     try:
         refusal = decode_refusal(response.content)
         return VenueRefusal(refusal.code, shortened(refusal.text))
-    except REFUSALS:  # a proxy's or firewall's page
-        return VenueRefusal(0, f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
+    except REFUSALS:  # a proxy's or firewall's page, or an endpoint that this host does not have
+        status = f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
+        return VenueRefusal(0, f"{status} for {response.path}")
 
 
 def _meaning(response: _Reply, refusal: VenueRefusal, now_ms: int) -> Exception:
@@ -411,9 +450,9 @@ def _meaning(response: _Reply, refusal: VenueRefusal, now_ms: int) -> Exception:
         return _LimitedError(_limited_until_ms(response, refusal, now_ms))
     if status == HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS:
         return RestrictedLocationError(refusal.text)
-    passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.FORBIDDEN  # 403: the firewall
+    passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING
     if passing or refusal.code in _TRANSIENT_CODES:
-        return UnavailableError(f"HTTP {status}: {refusal.text} ({refusal.code})")
+        return UnavailableError(f"HTTP {status}: {refusal.text} ({refusal.code})" if refusal.code else refusal.text)
     return BadRequestError(refusal.code, refusal.text)
 
 
@@ -421,7 +460,7 @@ def _limited_until_ms(response: _Reply, refusal: VenueRefusal, now_ms: int) -> i
     """Return until when nothing may be sent: Retry-After (seconds), the time in the text, or a cautious guess."""
     seconds = _number_in(response.headers.get("retry-after", ""))
     if seconds is not None:
-        return now_ms + min(seconds * 1000, _LONGEST_BAN_MS)
+        return now_ms + min(max(seconds, _LEAST_PAUSE_S) * 1000, _LONGEST_BAN_MS)
     named = _BANNED_UNTIL.search(refusal.text)
     if named is not None:
         return min(int(named[1]) + _CLOCK_MARGIN_MS, now_ms + _LONGEST_BAN_MS)

@@ -248,12 +248,14 @@ async def spent_by(world: PastWorld, request: Request, minutes: int) -> list[int
     return [25 * spent[minute] for minute in range(minutes)]
 
 
+@pytest.mark.parametrize("clock_ahead_s", [0.0, 1.5, -1.5])
 async def test_the_whole_share_is_used_and_no_request_too_many(
-    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    clock_ahead_s: float, tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At least 95 % of the permitted share of the venue's real limit, and not a single 429."""
+    """At least 95 % of the permitted share of the venue's real limit, and not a single 429, whatever our clock says."""
     small_pages(monkeypatch)
-    world = PastWorld(PastVenue([history_of("BTCUSDT", trades=range(9_000), step_ms=100, start_ms=BEGIN_MS)]), tmp_path)
+    venue = PastVenue([history_of("BTCUSDT", trades=range(9_000), step_ms=100, start_ms=BEGIN_MS)])
+    world = PastWorld(venue, tmp_path, clock_ahead_s=clock_ahead_s)
     permitted = 0.8 * 6_000
     spent = await spent_by(world, trade_request(tmp_path), 3)
     assert all(0.95 * permitted <= weight <= permitted for weight in spent), spent

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from ingestor.config import Rest
@@ -120,6 +121,7 @@ def test_a_snapshot_costs_by_its_levels(levels: int, weight: int) -> None:
         pytest.param(Answer(503, {"code": -1008, "msg": "busy"}), id="busy"),
         pytest.param(Answer(400, {"code": -1007, "msg": "Timeout waiting for response"}), id="its own timeout"),
         pytest.param(Answer(403, b"<html>WAF</html>"), id="firewall"),
+        pytest.param(Answer(408, b"<html>late</html>"), id="a proxy's timeout"),
         pytest.param(Answer(200, b'{"half'), id="a torn body"),
         pytest.param(httpx.ConnectError("refused"), id="refused connection"),
         pytest.param(httpx.ReadTimeout("late"), id="read timeout"),
@@ -136,6 +138,16 @@ async def test_what_may_pass_is_tried_again_slower_each_time(
         assert await client.server_time_ms() == START_MS + 3500
         assert (counted(client, "time", "failed"), counted(client, "time", "ok")) == (3, 1)
     assert venue.times("time") == [0, 0.5, 1.5, 3.5]
+
+
+async def test_what_lasts_is_said_aloud(autojump_clock: MockClock) -> None:
+    """A hiccup is nobody's business; half of all attempts in vain are worth waking for."""
+    venue = FakeRest(refused={"time": Answer(503, b"<html>")})
+    with capture_logs() as lines:
+        async with client_of(venue, max_attempts=5) as client:
+            with pytest.raises(UnavailableError, match="HTTP 503 Service Unavailable for /api/v3/time"):
+                await client.server_time_ms()
+    assert [line["log_level"] for line in lines] == ["info", "info", "warning", "warning"]
 
 
 async def test_attempts_are_bounded(autojump_clock: MockClock) -> None:
@@ -161,7 +173,7 @@ async def test_a_silent_venue_is_given_up_after_the_timeout(autojump_clock: Mock
     [
         (Answer(400, {"code": -1121, "msg": "Invalid symbol."}), -1121, "Invalid symbol."),
         (Answer(400, {"code": -1100, "msg": "Illegal characters"}), -1100, "Illegal characters"),
-        (Answer(404, b"<html></html>"), 0, "HTTP 404 Not Found"),
+        (Answer(404, b"<html></html>"), 0, "HTTP 404 Not Found for /api/v3/trades"),
         (Answer(401, {"code": -2014, "msg": "API-key format invalid."}), -2014, "API-key format invalid."),
     ],
 )
@@ -200,6 +212,7 @@ async def test_a_restricted_location_is_fatal(autojump_clock: MockClock) -> None
             301,
             id="418 names a time",
         ),
+        pytest.param(Answer(429, None, {"Retry-After": "0"}), 1, id="429 names no time at all"),
         pytest.param(Answer(429, b"<html>"), 60, id="429 names nothing"),
         pytest.param(Answer(418, {"code": -1003, "msg": "banned"}, {"Retry-After": "soon"}), 120, id="418 mumbles"),
         pytest.param(Answer(400, {"code": -1003, "msg": "Too many requests"}), 60, id="the code without the status"),
@@ -243,6 +256,52 @@ async def test_the_venues_own_count_is_believed(autojump_clock: MockClock) -> No
         await client.exchange_info()
         assert client._metrics.rest_weight_used._value.get() == 4790
     assert venue.times("exchangeInfo") == [60]
+
+
+class Clock:
+    """Our wall clock, which is wrong by `ahead_s`."""
+
+    def __init__(self, ahead_s: float) -> None:
+        self.ahead_s = ahead_s
+
+    def __call__(self) -> int:
+        return wall_ns() + round(self.ahead_s * 1e9)
+
+
+@pytest.mark.parametrize("ahead_s", [2.5, -2.5])
+async def test_minutes_are_those_of_the_venue(ahead_s: float, autojump_clock: MockClock) -> None:
+    """A clock that is wrong is held against the venue's; the way back counts as if the minute began that much later."""
+    venue = FakeRest(used_weight=lambda: 4_790, latency_s=0.5)
+    metrics = Metrics(CollectorRegistry())
+    async with RestClient(
+        "https://venue.test", Rest(), metrics=metrics, wall_ns=Clock(ahead_s), random=Steady(), transport=venue
+    ) as client:
+        assert client.clock_ahead_ms is None
+        assert await client.server_time_ms() == START_MS + 500
+        assert client.clock_ahead_ms == (ahead_s - 0.25) * 1000
+        assert metrics.clock_ahead._value.get() == ahead_s - 0.25
+        await client.ping()
+        await client.exchange_info()
+    assert venue.times("exchangeInfo") == [60]
+
+
+async def test_the_clock_is_compared_again_and_again(autojump_clock: MockClock) -> None:
+    """At once, and every five minutes; a venue that is away is asked later, and what was known holds."""
+    venue = FakeRest(script=deque([Answer(500)]))
+    clock = Clock(1.0)
+    client = RestClient(
+        "https://venue.test",
+        Rest(max_attempts=1),
+        metrics=Metrics(CollectorRegistry()),
+        wall_ns=clock,
+        random=Steady(),
+        transport=venue,
+    )
+    with trio.move_on_after(901):
+        async with client:
+            await client.keep_time()
+    assert venue.times("time") == [0, 300, 600, 900]
+    assert client.clock_ahead_ms == 1_000
 
 
 async def test_the_published_limit_becomes_the_budget(autojump_clock: MockClock) -> None:

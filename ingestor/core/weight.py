@@ -2,6 +2,9 @@
 
 The venue counts weight per IP address in clock minutes (facts/binance.md §7). We spend at most our share of its limit
 in each, and believe its own count, which includes what other processes behind the same address do, where it is higher.
+Minutes are those of the venue's clock: a clock of our own that is ahead by more than the way to the venue would take
+the full count of the old minute for that of the new one, and wait for nothing. That minutes begin with the clock is
+nowhere promised, so a count that falls back begins one, whatever the clock says.
 
 Each purpose owns a part of the share (completeness.md §7). What the others have not used yet is released to whoever
 wants it as the minute passes: nothing of the budget is lost, and nobody finds the minute empty who comes in its middle.
@@ -17,18 +20,22 @@ PARTS: Final[dict[Purpose, float]] = {"trades": 0.5, "books": 0.4, "probes": 0.1
 
 _MINUTE_MS: Final = 60_000
 _ALL_RELEASED_MS: Final = 55_000  # into the minute: then whoever comes first takes what is left
+# A count is at least what was told before the request went out, unless a minute has begun since. That it is a little
+# less may mean that two of the venue's servers do not agree.
+_FALLEN_BACK: Final = 0.5
 _LOOK_AGAIN_S: Final = 0.5  # what others release grows with time; a request that waits for it looks twice a second
 
 
 class Admission(NamedTuple):
-    """A request that may be sent: what it weighs, and the minute it was counted in."""
+    """A request that may be sent: what it weighs, the minute it was counted in, and what the venue had told by then."""
 
     weight: int
     minute: int
+    told: int = 0
 
 
 class WeightBudget:
-    """Says when a request may be sent; `now_ms` is always the caller's, the wall clock in milliseconds.
+    """Says when a request may be sent; `now_ms` is always the caller's, the venue's clock in milliseconds.
 
     `limit` is the venue's weight a minute for one address, `share` the part of it that this process may use.
     """
@@ -37,7 +44,9 @@ class WeightBudget:
         self._share = share
         self._cap = 0
         self._minute = -1
+        self._shift_ms = 0
         self._used = 0
+        self._told = 0
         self._in_flight = 0
         self._spent = dict.fromkeys(PARTS, 0)
         self._banned_until_ms = 0
@@ -71,7 +80,7 @@ class WeightBudget:
         if now_ms < self._banned_until_ms:
             return (self._banned_until_ms - now_ms) / 1000
         self._turn_to(now_ms)
-        into_minute_ms = now_ms % _MINUTE_MS
+        into_minute_ms = self._into_minute_ms(now_ms)
         to_next_minute_s = (_MINUTE_MS - into_minute_ms) / 1000
         room = self._cap - self._used - weight
         if self._used == 0:
@@ -83,7 +92,7 @@ class WeightBudget:
         self._used += weight
         self._in_flight += weight
         self._spent[purpose] += weight
-        return Admission(weight, self._minute)
+        return Admission(weight, self._minute, self._told)
 
     def settle(self, admission: Admission, used_by_address: int | None, now_ms: int) -> None:
         """Note the end of a request, with the venue's count of the minute when it told one."""
@@ -91,8 +100,18 @@ class WeightBudget:
         if admission.minute != self._minute:
             return  # its count is of a minute that is over
         self._in_flight -= admission.weight
-        if used_by_address is not None:
-            self._used = max(self._used, used_by_address + self._in_flight)
+        if used_by_address is None:
+            return
+        used = used_by_address + self._in_flight
+        if used_by_address < admission.told * _FALLEN_BACK:  # a minute has begun; what is under way may count in it
+            self._shift_ms += _MINUTE_MS - self._into_minute_ms(now_ms)
+            self._turn_to(now_ms)
+        self._told = max(self._told, used_by_address)
+        self._used = max(self._used, used)
+
+    def trust_clock(self) -> None:
+        """Have minutes begin with the clock that is told from now on: it was set by the venue's."""
+        self._shift_ms = 0
 
     def ban(self, until_ms: int) -> None:
         """Admit nothing at all before `until_ms`; the later of several bans counts."""
@@ -105,9 +124,12 @@ class WeightBudget:
         left = max(0.0, 1 - into_minute_ms / _ALL_RELEASED_MS)
         return sum(max(0.0, self.allowance(other) * left - self._spent[other]) for other in PARTS if other != purpose)
 
+    def _into_minute_ms(self, now_ms: int) -> int:
+        return (now_ms + self._shift_ms) % _MINUTE_MS
+
     def _turn_to(self, now_ms: int) -> None:
-        minute = now_ms // _MINUTE_MS
+        minute = (now_ms + self._shift_ms) // _MINUTE_MS
         if minute != self._minute:
             self._minute = minute
-            self._used = self._in_flight = 0
+            self._used = self._told = self._in_flight = 0
             self._spent = dict.fromkeys(PARTS, 0)

@@ -82,6 +82,49 @@ def test_a_count_of_the_minute_before_is_no_news() -> None:
     assert budget.used(60_100) == 0
 
 
+def test_a_count_that_falls_back_begins_a_minute() -> None:
+    """Nowhere is it promised that the venue's minutes begin with the clock; the next one begins a minute later."""
+    budget = WeightBudget(1_000, 1.0)
+    early = budget.admit("trades", 100, 0)
+    assert isinstance(early, Admission)
+    budget.settle(early, 900, 100)
+    late, beside = (budget.admit("trades", 25, 29_990) for _ in range(2))
+    assert isinstance(late, Admission)
+    assert isinstance(beside, Admission)
+    budget.settle(late, 25, 30_000)
+    assert budget.used(30_000) == 50  # the other one, under way, may count in the new minute
+    assert budget.left("trades", 30_000) == 500
+    budget.settle(beside, 925, 30_010)
+    assert budget.used(89_999) == 50
+    assert budget.used(90_000) == 0
+
+
+def test_servers_that_disagree_a_little_begin_no_minute() -> None:
+    """The answer to a later request may count less, when another server gives it."""
+    budget = WeightBudget(1_000, 1.0)
+    first = budget.admit("trades", 25, 0)
+    assert isinstance(first, Admission)
+    budget.settle(first, 700, 100)
+    second = budget.admit("trades", 25, 200)
+    assert isinstance(second, Admission)
+    budget.settle(second, 600, 300)
+    assert budget.used(300) == 725
+
+
+def test_a_clock_that_was_set_is_trusted_again() -> None:
+    """What a count once said of the minutes is forgotten then."""
+    budget = WeightBudget(1_000, 1.0)
+    early = budget.admit("trades", 100, 0)
+    assert isinstance(early, Admission)
+    budget.settle(early, 900, 100)
+    late = budget.admit("trades", 25, 29_990)
+    assert isinstance(late, Admission)
+    budget.settle(late, 25, 30_000)
+    budget.trust_clock()
+    assert budget.used(59_999) == 0
+    assert spend(budget, "trades", 500, 60_000) == 1
+
+
 def test_an_answer_without_a_count_changes_nothing() -> None:
     """A cut connection, say."""
     budget = WeightBudget(1_000, 1.0)

@@ -114,8 +114,10 @@ class PastVenue:
 class PastWorld:
     """What one backfill after the other finds: the same venue, the same stream."""
 
-    def __init__(self, venue: PastVenue, folder: Path, *, put_s: float = 0.1) -> None:
+    def __init__(self, venue: PastVenue, folder: Path, *, put_s: float = 0.1, clock_ahead_s: float = 0.0) -> None:
+        """`clock_ahead_s` is how wrong our clock is."""
         self.venue = venue
+        self._clock_ahead_ns = round(clock_ahead_s * 1e9)
         self.stream = MemoryStream(venue.wall_ns)
         self.streams = {DATA: self.stream}
         self.kill_at_s = float("inf")
@@ -137,7 +139,7 @@ class PastWorld:
             heartbeat_sink=cast("Any", None),
             streams=MemoryStreams(self.streams),
             run_blocking=self.run_blocking,
-            wall_ns=self.venue.wall_ns,
+            wall_ns=lambda: self.venue.wall_ns() + self._clock_ahead_ns,
             random=Random(self._lives),
         )
 
