@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from ingestor import __version__, health_check, logs
+from ingestor.aws import AUTO_DISTRIBUTION
 from ingestor.backfill import Backfill, Background, HoleWatcher, configured
 from ingestor.channels import open_batch_channel
 from ingestor.cloudwatch import Publisher
@@ -85,10 +86,6 @@ CLOSE_S: Final = 2.0  # for dead letters that no disk took until now
 TWIN_AFTER_S: Final = 5.0  # of two connections for the same subscriptions, the second one starts later
 VENUE_WORD_S: Final = 10.0  # the longest that a change of symbols that are named waits for the venue's list
 SYMBOLS_NAMED: Final = 20  # in one line of the log
-AUTO_DISTRIBUTION: Final = (
-    "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
-    "set its record distribution to USER_PARTITION_KEY"
-)
 
 
 def run(config: Config, read_config: Callable[[], Config]) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -72,11 +72,15 @@ class ArchiveAwayError(ArchiveError):
     """No usable answer in all attempts; later may be better."""
 
 
+class FolderError(ArchiveError):
+    """The folder where files are kept on the way cannot be used."""
+
+
 class ArchiveClient:
     """Downloads from one archive into `folder`; a context manager that owns the connections.
 
     `transport` replaces the network, `run_blocking` is where the disk is used. Errors: `DamagedFileError`,
-    `ArchiveAwayError`.
+    `ArchiveAwayError`, `FolderError`.
     """
 
     def __init__(
@@ -108,13 +112,24 @@ class ArchiveClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):  # it never was, or something waits in it for the next run
+            self._folder.rmdir()
         with trio.move_on_after(1, shield=True):  # closing sockets; a cancelled task closes them too
             await self._http.__aexit__(kind, error, trace)
 
     async def fetch(self, file: ArchiveFile) -> Path | None:
         """Return where the checked file is now; None when the archive does not have it (yet)."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / file.name
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return await self._fetch(file, self._folder / file.name)
+        except OSError as error:
+            raise FolderError(f"{self._folder}: {error.strerror}") from error
+
+    async def forget(self, file: ArchiveFile) -> None:
+        """Remove what is here of a file."""
+        await self._run_blocking(partial((self._folder / file.name).unlink, missing_ok=True))
+
+    async def _fetch(self, file: ArchiveFile, path: Path) -> Path | None:
         damage: str | None = None
         for attempts_left in reversed(range(DAMAGED_ATTEMPTS)):
             digest = await self._patiently(partial(self._checksum, file))
@@ -123,7 +138,7 @@ class ArchiveClient:
             damage = await self._run_blocking(partial(find_damage, path, digest))
             if damage is None:
                 return path
-            path.unlink()
+            await self.forget(file)
             log.warning("archive_file_damaged", file=file.name, damage=damage, attempts_left=attempts_left)
         raise DamagedFileError(f"{file.name}: {damage}; fetched {DAMAGED_ATTEMPTS} times")
 

@@ -159,6 +159,12 @@ class RecordsPage(NamedTuple):
     millis_behind: int
 
 
+AUTO_DISTRIBUTION: Final = (
+    "distributes records itself (AUTO) and ignores partition keys, so nothing would be in order; "
+    "set its record distribution to USER_PARTITION_KEY"
+)
+
+
 class StreamSummary(NamedTuple):
     """What a stream is.
 

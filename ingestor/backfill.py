@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import closing
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
@@ -20,16 +21,26 @@ import structlog
 import trio
 
 from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, read_lines
-from ingestor.config import moment
-from ingestor.core.archive import BadRowError, files_between, parse
+from ingestor.config import moment, moment_text
+from ingestor.core.archive import BadRowError, days_ended, files_between, parse
 from ingestor.core.binance import RestKline, TradeRow, milliseconds, rest_kline_record, rest_trade_record
-from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
+from ingestor.core.claims import Intervals, Range, kline_open_ms, kline_ordinal
 from ingestor.core.errors import IngestorError
 from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
 from ingestor.core.model import Hole, HoleReason, MarketData, RecordBatch, Subscription
-from ingestor.core.paging import Absence, Page, Pager, bars_between, first_trade_in, last_trade_in
+from ingestor.core.paging import (
+    Absence,
+    Bounds,
+    Page,
+    Pager,
+    bars_between,
+    first_trade_in,
+    join_newest,
+    last_trade_in,
+)
 from ingestor.core.sharding import share
-from ingestor.rest_client import PAGE_ROWS, BadRequestError, UnavailableError
+from ingestor.logs import leaves
+from ingestor.rest_client import PAGE_ROWS, BadRequestError, RestrictedLocationError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,11 +55,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PAGES_IN_FLIGHT: Final = 8  # 3000 pages of bars a minute, at 0.15 s each, are what the venue's whole budget allows
+FILES_IN_FLIGHT: Final = 4  # of the archive, however many symbols there are
 PAGE_WEIGHT: Final = {"trade": 25, "kline": 2}
 _BAR_SETTLES_MS: Final = 2_000  # the venue closes a bar up to 1.8 s late; what it shows before then may still change
 _VENUE_AWAY_S: Final = 5.0  # on top of the client's own retries
 _FRUITLESS_DELAYS_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # the venue's database lags by a minute at worst
 _LOOKUP_ROWS: Final = 100  # enough to see past rows that the venue declared invalid
+_DATABASE_LAGS_MS: Final = 600_000  # more than anybody reported: what is older, the database has
 
 
 Row: TypeAlias = TradeRow | RestKline
@@ -68,12 +81,24 @@ class Wanted(NamedTuple):
     last_id: int | None = None
 
 
-class Times(NamedTuple):
-    """When the first and the last id of a range were, and when it is now; milliseconds of the venue's clock."""
+class Found(NamedTuple):
+    """The ids of a range, None when there are none (yet), and what a person should know of it."""
 
-    first_ms: int
-    last_ms: int
-    now_ms: int
+    page: Page | None
+    notes: list[str] = []  # noqa: RUF012 - a default of a NamedTuple, never changed
+
+
+class Todo(NamedTuple):
+    """What is left to load of one subscription.
+
+    `start_ms` and `end_ms` are the times of the whole range, where it was asked for by times; `read` are the files of
+    the archive that were read to their end before, with the ids in each.
+    """
+
+    ids: Intervals
+    start_ms: int | None = None
+    end_ms: int | None = None
+    read: Mapping[str, Range] = {}
 
 
 class Watcher(Protocol):
@@ -85,6 +110,10 @@ class Watcher(Protocol):
 
     def hole(self, symbol: str, hole: Hole) -> None:
         """Note that a hole was sent."""
+        ...
+
+    def read(self, subscription: Subscription, file: str, ids: Range) -> None:
+        """Note that everything in a file of the archive, these ids, was sent or need not be."""
         ...
 
     def refused(self, file: str, reason: str) -> None:
@@ -110,15 +139,13 @@ def _milliseconds(text: str) -> int:
     return round(moment(text).timestamp() * 1000)
 
 
-async def resolve(rest: RestClient, wanted: Wanted) -> Page | None:
-    """Return the ids of a range; None when nothing was traded in it, or no bar of it is over.
-
-    Raises `BackfillError` when the venue refuses the symbol or the interval.
-    """
+async def resolve(rest: RestClient, wanted: Wanted) -> Found:
+    """Return the ids of a range, as far as they are there; raises `BackfillError` when the venue refuses its symbol."""
     subscription, start_ms, end_ms = wanted.subscription, wanted.start_ms, wanted.end_ms
     try:
         if start_ms is None or end_ms is None:
             return await _trades_numbered(rest, wanted)
+        start_ms, end_ms = max(0, start_ms), max(0, end_ms)  # the venue takes no sign
         if subscription.kind == "trade":
             return await _trades_between(rest, subscription.symbol, start_ms, end_ms)
         return await _bars_between(rest, subscription, start_ms, end_ms)
@@ -126,46 +153,73 @@ async def resolve(rest: RestClient, wanted: Wanted) -> Page | None:
         raise BackfillError(f"{subscription.symbol}: the venue says {refusal}") from refusal
 
 
-async def _trades_numbered(rest: RestClient, wanted: Wanted) -> Page | None:
+async def _trades_numbered(rest: RestClient, wanted: Wanted) -> Found:
     """Return the ids as they were given, as far as there are trades yet."""
-    if wanted.first_id is None or wanted.last_id is None:
+    first, last = wanted.first_id, wanted.last_id
+    if first is None or last is None:
         raise BackfillError("a range has a start and an end, or a first and a last id")
     newest = await rest.trades(wanted.subscription.symbol, 1, purpose="backfill")
-    last = min(wanted.last_id, newest[-1].trade_id) if newest else -1
-    return Page(wanted.first_id, last) if wanted.first_id <= last else None
+    newest_id = newest[-1].trade_id if newest else -1
+    notes = [f"{newest_id} is the newest trade now"] if newest_id < last else []
+    last = min(last, newest_id)
+    return Found(Page(first, last) if first <= last else None, notes)
 
 
-async def _bars_between(rest: RestClient, subscription: Subscription, start_ms: int, end_ms: int) -> Page | None:
+async def _bars_between(rest: RestClient, subscription: Subscription, start_ms: int, end_ms: int) -> Found:
     interval = interval_of(subscription)
     await rest.klines(subscription.symbol, interval, limit=1, purpose="backfill")  # refuses a symbol it does not have
     settled_ms = await rest.server_time_ms() - _BAR_SETTLES_MS
-    return bars_between(interval, start_ms, end_ms, settled_ms)
+    running = kline_ordinal(interval, settled_ms)
+    is_cut = kline_ordinal(interval, end_ms - 1) >= running
+    notes = [f"the bar of {moment_text(kline_open_ms(interval, running))} is not over yet"] if is_cut else []
+    return Found(bars_between(interval, start_ms, end_ms, settled_ms), notes)
 
 
-async def _trades_between(rest: RestClient, symbol: str, start_ms: int, end_ms: int) -> Page | None:
-    """Map times to ids, by the aggregate trades: the fills of one order share their time."""
-    first = await _first_trade_from(rest, symbol, start_ms)
-    last = await _last_trade_before(rest, symbol, end_ms)
-    return Page(first, last) if first is not None and last is not None and first <= last else None
+async def _trades_between(rest: RestClient, symbol: str, start_ms: int, end_ms: int) -> Found:
+    """Map times to ids, by the aggregate trades: the fills of one order share their time.
+
+    Those come from a database, which may be behind. So near the present the newest trades, which come from memory, have
+    a say, and until the two agree the database gets time to catch up.
+    """
+    now_ms = await rest.server_time_ms()
+    notes = [f"it ends in the future: loaded as far as {moment_text(now_ms // 1000 * 1000)}"] if end_ms > now_ms else []
+    bounds = known = Bounds(None, None)
+    for delay_s in (0.0, *_FRUITLESS_DELAYS_S):
+        await trio.sleep(delay_s)
+        known = Bounds(await _first_trade_from(rest, symbol, start_ms), await _last_trade_before(rest, symbol, end_ms))
+        if end_ms <= now_ms - _DATABASE_LAGS_MS or await _first_trade_from(rest, symbol, end_ms) is not None:
+            bounds = known
+            break
+        newest = await rest.trades(symbol, PAGE_ROWS, purpose="backfill")
+        joined = join_newest(known, [(row.trade_id, milliseconds(row.time)) for row in newest], start_ms, end_ms)
+        if joined is not None:
+            bounds = joined
+            break
+    else:
+        bounds = known
+        notes.append("the venue's database is behind: the newest trades before the end are not in it yet")
+    if bounds.first and await _last_trade_before(rest, symbol, start_ms) is None:
+        notes.append(f"the venue tells of no trade before id {bounds.first}: older ones of this time are not known")
+    return Found(bounds.page(), notes)
 
 
 async def _first_trade_from(rest: RestClient, symbol: str, start_ms: int) -> int | None:
-    find = partial(rest.agg_trades, symbol, limit=_LOOKUP_ROWS, purpose="backfill")
-    while rows := await find(start_ms=start_ms):
+    limit = _LOOKUP_ROWS
+    while rows := await rest.agg_trades(symbol, start_ms=start_ms, limit=limit, purpose="backfill"):
         first = first_trade_in(rows)
         if first is not None:
             return first
-        start_ms = max(start_ms + 1, milliseconds(rows[-1].time))
+        start_ms, limit = max(start_ms + 1, milliseconds(rows[-1].time)), PAGE_ROWS
     return None
 
 
 async def _last_trade_before(rest: RestClient, symbol: str, end_ms: int) -> int | None:
-    find = partial(rest.agg_trades, symbol, limit=_LOOKUP_ROWS, purpose="backfill")
-    while rows := await find(end_ms=end_ms - 1):
+    limit = _LOOKUP_ROWS
+    while end_ms > 0 and (rows := await rest.agg_trades(symbol, end_ms=end_ms - 1, limit=limit, purpose="backfill")):
         last = last_trade_in(rows)
         if last is not None:
             return last
-        end_ms = min(end_ms - 1, milliseconds(rows[0].time) + 1)
+        end_ms, limit = min(end_ms - 1, milliseconds(rows[0].time) + 1), PAGE_ROWS
     return None
 
 
@@ -188,40 +242,79 @@ class Backfill:
     ) -> None:
         self._rest = rest
         self._files = files
+        self._places = trio.Semaphore(FILES_IN_FLIGHT)
         self._run_blocking = run_blocking
         self._outlet = _Outlet(records, wall_ns, watcher)
 
-    async def run(self, ranges: Mapping[Subscription, Intervals]) -> None:
-        """Send everything in `ranges`, or declare it; the subscriptions side by side.
+    async def run(self, todo: Mapping[Subscription, Todo]) -> None:
+        """Send everything in `todo`, or declare it; the subscriptions side by side.
 
-        Raises `BackfillError`, `RestrictedLocationError`; a venue that is away is asked again for ever.
+        Raises `BackfillError`, `RestrictedLocationError`, `FolderError`; a venue that is away is asked again for ever.
         """
-        workers = max(1, PAGES_IN_FLIGHT // max(1, len(ranges)))
         async with trio.open_nursery() as nursery:
-            for subscription, ids in ranges.items():
-                nursery.start_soon(self._load, subscription, ids, workers)
+            for subscription, what in todo.items():
+                nursery.start_soon(self.load, subscription, what, workers_of_each(len(todo)))
 
-    async def _load(self, subscription: Subscription, ids: Intervals, workers: int) -> None:
-        left = ids.copy()
+    async def load(self, subscription: Subscription, todo: Todo, workers: int) -> None:
+        """Send everything of one subscription, at most `workers` pages of it at once; errors as for `run`."""
+        left = todo.ids.copy()
         if self._files is not None:
             load = _ArchiveLoad(subscription, left, self._files, self._run_blocking, self._outlet)
-            await load.run(await self._times_of(subscription, left))
+            await load.run(await files_of(self._rest, subscription, todo), todo.read, self._places)
         await _RestLoad(subscription, left, self._rest, self._outlet).run(workers)
 
-    async def _times_of(self, subscription: Subscription, ids: Intervals) -> Times:
-        """Return from when to when (milliseconds, inclusive) the ids are, and the time now."""
-        now_ms = await self._rest.server_time_ms()
-        if subscription.kind != "trade":
-            interval = interval_of(subscription)
-            return Times(kline_open_ms(interval, ids.lowest), kline_open_ms(interval, ids.highest), now_ms)
-        first, last = [await self._time_of(subscription.symbol, each) for each in (ids.lowest, ids.highest)]
-        return Times(first, last, now_ms)
 
-    async def _time_of(self, symbol: str, trade_id: int) -> int:
-        rows = await self._rest.historical_trades(symbol, trade_id, 1, purpose="backfill")
-        if not rows or rows[0].trade_id != trade_id:
-            raise BackfillError(f"{symbol}: the venue does not keep trade {trade_id}, so its day is not known")
-        return milliseconds(rows[0].time)
+def workers_of_each(subscriptions: int) -> int:
+    """Return how many pages each of so many subscriptions may have in flight."""
+    return max(1, PAGES_IN_FLIGHT // max(1, subscriptions))
+
+
+async def files_of(rest: RestClient, subscription: Subscription, todo: Todo) -> list[ArchiveFile]:
+    """Return the files of the archive that hold what is left, oldest first, whether they exist or not.
+
+    A range that was asked for by times has them; ids are looked up, which fails (`BackfillError`) for trades that the
+    venue forgot.
+    """
+    now_ms = await rest.server_time_ms()
+    symbol, interval, ids = subscription.symbol, interval_of(subscription), todo.ids
+    if subscription.kind != "trade":
+        first_ms, last_ms = kline_open_ms(interval, ids.lowest), kline_open_ms(interval, ids.highest)
+    elif todo.start_ms is not None and todo.end_ms is not None:
+        first_ms, last_ms = todo.start_ms, todo.end_ms - 1
+    else:
+        first_ms, last_ms = [await _time_of(rest, symbol, each) for each in (ids.lowest, ids.highest)]
+    files = files_between(symbol, _archive_kind(subscription), interval, first_ms, last_ms + 1, now_ms=now_ms)
+    return [file for file in files if _is_needed(file, ids, todo.read)]
+
+
+async def behind_archive(rest: RestClient, subscription: Subscription, ids: Intervals) -> Intervals:
+    """Return which ids the archive cannot have yet: a day is in it once it is over, at the earliest."""
+    today_ms = days_ended(await rest.server_time_ms())
+    if subscription.kind == "trade":
+        first = await _first_trade_from(rest, subscription.symbol, today_ms)
+    else:
+        first = kline_ordinal(interval_of(subscription), today_ms - 1) + 1
+    return Intervals() if first is None else ids.within(first, ids.highest)
+
+
+async def _time_of(rest: RestClient, symbol: str, trade_id: int) -> int:
+    rows = await rest.historical_trades(symbol, trade_id, 1, purpose="backfill")
+    if not rows or rows[0].trade_id != trade_id:
+        raise BackfillError(
+            f"{symbol}: the venue does not keep trade {trade_id}, so its day is not known; "
+            "say --start and --end to load it from the archive"
+        )
+    return milliseconds(rows[0].time)
+
+
+def _is_needed(file: ArchiveFile, ids: Intervals, read: Mapping[str, Range]) -> bool:
+    """Whether any of `ids` may be in a file; of one that was not read to its end, nobody knows."""
+    known = read.get(file.name)
+    return known is None or bool(ids.within(known.first, known.last))
+
+
+def _archive_kind(subscription: Subscription) -> ArchiveKind:
+    return "trades" if subscription.kind == "trade" else "klines"
 
 
 def kind_of(subscription: Subscription) -> str:
@@ -240,6 +333,9 @@ class HoleWatcher:
         self._on_hole(symbol, hole)
 
     def sent(self, subscription: Subscription, event_ms: int) -> None:
+        """Ignore it."""
+
+    def read(self, subscription: Subscription, file: str, ids: Range) -> None:
         """Ignore it."""
 
     def refused(self, file: str, reason: str) -> None:
@@ -265,30 +361,40 @@ class Background:
         self._covered = covered
 
     async def run(self) -> None:
-        """Load what is not delivered yet."""
+        """Load what is not delivered yet; what one range meets does not touch the others."""
         left: dict[Subscription, Intervals] = {}
         for wanted in self._ranges:
-            ids = left.setdefault(wanted.subscription, Intervals())
             page = await self._resolve(wanted)
             if page is not None:
-                ids.update(self._covered(wanted.subscription).missing(page.first, page.last))
+                missing = self._covered(wanted.subscription).missing(page.first, page.last)
+                left.setdefault(wanted.subscription, Intervals()).update(missing)
         log.info("backfill_begins", ids={each.stream_name: ids.count() for each, ids in left.items()})
+        async with trio.open_nursery() as nursery:
+            for subscription, ids in left.items():
+                nursery.start_soon(self._load, subscription, ids, workers_of_each(len(left)))
+
+    async def _load(self, subscription: Subscription, ids: Intervals, workers: int) -> None:
         try:
-            await self._backfill.run(left)
-        except* BackfillError as group:
-            log.warning("backfill_ended", errors=[str(error) for error in group.exceptions])
+            await self._backfill.load(subscription, Todo(ids), workers)
+        except* (BackfillError, RestrictedLocationError) as group:
+            errors = [str(error) for error in leaves(group)]
+            log.warning("backfill_ended", stream=subscription.stream_name, errors=errors)
         else:
-            log.info("backfill_done")
+            log.info("backfill_done", stream=subscription.stream_name)
 
     async def _resolve(self, wanted: Wanted) -> Page | None:
         while True:
             try:
-                return await resolve(self._rest, wanted)
+                page, notes = await resolve(self._rest, wanted)
             except UnavailableError as failure:
                 log.warning("backfill_waits", symbol=wanted.subscription.symbol, reason=str(failure))
-            except BackfillError as error:
+            except (BackfillError, RestrictedLocationError) as error:
                 log.warning("backfill_range_refused", stream=wanted.subscription.stream_name, error=str(error))
                 return None
+            else:
+                for note in notes:
+                    log.warning("backfill_range", stream=wanted.subscription.stream_name, note=note)
+                return page
             await trio.sleep(_VENUE_AWAY_S)
 
 
@@ -413,26 +519,17 @@ class _ArchiveLoad:
         self._run_blocking = run_blocking
         self._outlet = outlet
         self._rows = _rows_of(subscription)
-        self._kind: ArchiveKind = "trades" if subscription.kind == "trade" else "klines"
+        self._kind: ArchiveKind = _archive_kind(subscription)
 
-    async def run(self, times: Times) -> None:
-        """Send what the archive has of these times, file after file."""
-        interval = interval_of(self._subscription)
-        todo = deque(
-            files_between(
-                self._subscription.symbol,
-                self._kind,
-                interval,
-                times.first_ms,
-                times.last_ms + 1,
-                now_ms=times.now_ms,
-            )
-        )
+    async def run(self, files: Sequence[ArchiveFile], read: Mapping[str, Range], places: trio.Semaphore) -> None:
+        """Send what the archive has of what is left, file after file; one at a time, and only in one of `places`."""
+        todo = deque(files)
         while todo:
             file = todo.popleft()
-            is_there = await self._load(file)
+            async with places:
+                is_there = await self._load(file)
             if not is_there and file.is_month:  # it comes days after the month, the days come next day
-                todo.extendleft(reversed(file.days()))
+                todo.extendleft(day for day in reversed(file.days()) if _is_needed(day, self._left, read))
 
     async def _load(self, file: ArchiveFile) -> bool:
         """Send what is wanted of one file; False when the archive does not have it."""
@@ -440,12 +537,14 @@ class _ArchiveLoad:
             path = await self._fetch(file)
             if path is None:
                 return False
-            await self._read(path)
+            ids = await self._read(path)
         except (DamagedFileError, BadRowError) as error:
-            log.warning("archive_file_refused", file=file.name, error=str(error))
-            self._outlet.watcher.refused(file.name, str(error))
+            reason = str(error).removeprefix(f"{file.name}: ")
+            log.warning("archive_file_refused", file=file.name, error=reason)
+            self._outlet.watcher.refused(file.name, reason)
         else:
-            await self._run_blocking(path.unlink)
+            self._outlet.watcher.read(self._subscription, file.name, ids)
+        await self._files.forget(file)
         return True
 
     async def _fetch(self, file: ArchiveFile) -> Path | None:
@@ -456,15 +555,21 @@ class _ArchiveLoad:
                 log.warning("backfill_waits", file=file.name, reason=str(failure))
             await trio.sleep(_VENUE_AWAY_S)
 
-    async def _read(self, path: Path) -> None:
+    async def _read(self, path: Path) -> Range:
+        """Send the rows of a file that are left to send; return the ids between which all of its rows are."""
+        first, last = inf, -1
         with closing(read_lines(path)) as chunks:
             while (lines := await self._run_blocking(partial(next, chunks, None))) is not None:
                 rows = parse(self._kind, lines)
-                wanted = self._take(self._rows.ids(rows))
+                ids = self._rows.ids(rows)
+                if ids:
+                    first, last = min(first, ids[0]), max(last, ids[-1])
+                wanted = self._take(ids)
                 if wanted is not None:
                     rows, lines = [rows[at] for at in wanted], [lines[at] for at in wanted]
                 await self._outlet.wait_for_room()
                 await self._outlet.deliver(self._rows, rows, lines)
+        return Range(int(first), last) if last >= 0 else Range(0, -1)
 
     def _take(self, ids: list[int]) -> list[int] | None:
         """Return the positions of the ids that are left to send, each once, None for all; they are left no longer."""

@@ -69,6 +69,12 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
+def moment_text(at_ms: int) -> str:
+    """Write a time, in milliseconds since the epoch, as `moment` reads it."""
+    at = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return at.isoformat(timespec="milliseconds" if at_ms % 1000 else "seconds").replace("+00:00", "Z")
+
+
 def checked_moment(text: str) -> str:
     """Return `text` when `moment` can read it."""
     try:

@@ -141,9 +141,9 @@ def depth_weight(levels: int) -> int:
 class RestClient:
     """Typed calls to one REST host; a context manager that owns the connections.
 
-    `base_url` has no path. `wall_ns` is our wall clock, which `server_time_ms` holds against the venue's: budgets follow
-    the venue's minutes, so call it now and then. `transport` replaces the network. All calls may be made from any number
-    of tasks; each purpose has its own first come, first served line.
+    `base_url` has no path. `wall_ns` is our wall clock, which `server_time_ms` holds against the venue's: budgets
+    follow the venue's minutes, so call it now and then. `transport` replaces the network. All calls may be made from
+    any number of tasks; each purpose has its own first come, first served line.
     `on_admitted` is called when the budget has admitted a request, before each time it is sent.
     Errors: `RestrictedLocationError`, `BadRequestError`, `UnavailableError`.
     """
@@ -294,6 +294,10 @@ class RestClient:
     def weight_left(self, purpose: Purpose) -> int:
         """Return the weight that `purpose` has not spent yet of its own part of this minute."""
         return self._budget.left(purpose, self._now_ms())
+
+    def silent_s(self) -> float:
+        """Return for how long the venue wants no request of ours, after a 429 or 418."""
+        return max(0.0, self._budget.banned_until_ms - self._now_ms()) / 1000
 
     def weights(self) -> tuple[int, int]:
         """Return the weight used in this minute, by everyone behind our address, and what we may bring it to."""

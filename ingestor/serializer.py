@@ -13,6 +13,7 @@ import json
 import os
 import time
 import zlib
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -22,7 +23,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from ingestor.core.avro import TABLE_LIMIT, Encoder, read_shape
 from ingestor.core.claims import claim_of
-from ingestor.core.errors import DecodeError, EncodeError
+from ingestor.core.errors import DecodeError, EncodeError, IngestorError
 from ingestor.core.model import (
     Claim,
     DeadLetter,
@@ -40,7 +41,7 @@ from ingestor.core.partition import key_rule
 from ingestor.resources import read_schema, released_schemas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -274,47 +275,75 @@ def _depth(fields: dict[str, Any], text_of: DecimalTexts) -> Depth:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+class OutputError(IngestorError):
+    """A file that cannot be written, or not be continued."""
+
+
 class ContainerFile:
     """An Avro object container file that grows block by block; any Avro reader opens it.
 
     `good_bytes` is the length up to which an earlier run is known to have written it; what lies behind is cut off. A
-    file of length 0 begins with the header. Blocks: call it in a thread.
+    file of length 0 begins with the header. Blocks: call it in a thread. Raises `OutputError`.
     """
 
     def __init__(self, path: Path, good_bytes: int = 0) -> None:
-        self._file = path.open("r+b" if good_bytes else "wb")
-        if not good_bytes:
-            fastavro.writer(self._file, json.loads(read_schema("market_data")), [], codec="deflate")
-        elif self._file.seek(0, io.SEEK_END) < good_bytes:
-            self._file.close()
-            raise DecodeError(f"{path}: shorter than it was left, {good_bytes} bytes")
-        else:
-            self._file.truncate(good_bytes)
-        self._file.flush()
-        self.size_bytes = self._file.seek(0, io.SEEK_END)
-        self._sync = self._read_sync(path)
+        self._path = path
+        if good_bytes and not path.exists():
+            raise OutputError(f"{path}: is gone; remove its progress too to begin anew")
+        header = io.BytesIO()
+        fastavro.writer(header, json.loads(read_schema("market_data")), [], codec="deflate")
+        with self._worded():
+            self._file = path.open("r+b" if good_bytes else "wb")
+        try:
+            with self._worded():
+                self._marker = self._continue(header.getvalue(), good_bytes) if good_bytes else self._begin(header)
+        except OutputError:
+            self.close()
+            raise
 
     def append(self, records: Sequence[EncodedRecord]) -> int:
         """Write records of a `Serializer` with framing `avro` as one block; return the length of the file after it."""
         body = b"".join([record.data[SINGLE_OBJECT_HEADER_BYTES:] for record in records])
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)  # codec `deflate`: no zlib header
         packed = packer.compress(body) + packer.flush()
-        self._file.write(_long(len(records)) + _long(len(packed)) + packed + self._sync)
-        self._file.flush()
-        self.size_bytes = self._file.tell()
-        return self.size_bytes
+        with self._worded():
+            self._file.write(_long(len(records)) + _long(len(packed)) + packed + self._marker)
+            self._file.flush()
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Have on disk what was appended."""
+        with self._worded():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync to disk and let go of the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Let go of the file; only what was synced is sure to be there."""
+        with suppress(OSError):  # a full disk has been told of already
+            self._file.close()
 
-    @staticmethod
-    def _read_sync(path: Path) -> bytes:
-        """Return the marker that ends the header and every block."""
-        with path.open("rb") as file:
-            file.seek(-SYNC_BYTES, io.SEEK_END)
-            return file.read()
+    def _begin(self, header: io.BytesIO) -> bytes:
+        """Write the header; return the marker that ends it and every block."""
+        self._file.write(header.getvalue())
+        self._file.flush()
+        return header.getvalue()[-SYNC_BYTES:]
+
+    def _continue(self, header: bytes, good_bytes: int) -> bytes:
+        """Cut off what is not known to be good; return the marker of the header."""
+        found = self._file.read(len(header))
+        if found[:-SYNC_BYTES] != header[:-SYNC_BYTES]:  # of another version of the schema, or of another program
+            raise OutputError(f"{self._path}: is not the file that was begun; remove it and its progress to begin anew")
+        if self._file.seek(0, io.SEEK_END) < good_bytes:
+            raise OutputError(f"{self._path}: is shorter than it was; remove it and its progress to begin anew")
+        self._file.truncate(good_bytes)
+        self._file.seek(good_bytes)
+        return found[-SYNC_BYTES:]
+
+    @contextmanager
+    def _worded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}") from error
 
 
 def _long(number: int) -> bytes:

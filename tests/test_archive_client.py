@@ -19,7 +19,14 @@ import pytest
 import trio
 
 from ingestor import archive_client
-from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, find_damage, read_lines
+from ingestor.archive_client import (
+    ArchiveAwayError,
+    ArchiveClient,
+    DamagedFileError,
+    FolderError,
+    find_damage,
+    read_lines,
+)
 from ingestor.config import Rest
 from ingestor.core.archive import ArchiveFile
 
@@ -153,9 +160,9 @@ async def test_a_file_that_is_here_already_is_not_fetched_again(tmp_path: Path, 
 
 
 async def test_a_damaged_file_is_fetched_anew_and_then_refused(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """The error names the file and what is wrong; nothing stays behind."""
+    """The error names the file and what is wrong; nothing stays behind, not even the folder."""
     archive = Archive(CONTENT, "00ff")
-    async with client_of(archive, tmp_path) as client:
+    async with client_of(archive, tmp_path / "files") as client:
         with pytest.raises(DamagedFileError, match=f"{FILE.name}: SHA-256 is .* and should be 00ff; fetched 3 times"):
             await client.fetch(FILE)
     assert archive.ranges == ["", "", ""]
@@ -188,6 +195,14 @@ async def test_an_archive_that_is_away_is_said_to_be(tmp_path: Path, autojump_cl
         with pytest.raises(ArchiveAwayError, match="down"):
             await client.fetch(FILE)
     assert 0 < trio.current_time() < 5
+
+
+async def test_a_folder_that_cannot_be_used_is_said(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """With the words of the system, as soon as something is to be written."""
+    (tmp_path / "files").touch()
+    async with client_of(Archive(), tmp_path / "files") as client:
+        with pytest.raises(FolderError, match="files: File exists"):
+            await client.fetch(FILE)
 
 
 def test_damage_has_a_name(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from ingestor.archive_client import read_lines
-from ingestor.backfill import BackfillError, Wanted, configured, resolve
+from ingestor.backfill import BackfillError, Found, Wanted, configured, resolve
 from ingestor.config import BackfillRange, Rest, Shard
 from ingestor.core.archive import ArchiveTrade, parse
 from ingestor.core.binance import decode_agg_trades, decode_klines, decode_trades, rest_kline_record, rest_trade_record
@@ -26,7 +28,9 @@ from ingestor.local.rest import Response, error_body
 from ingestor.metrics import Metrics
 from ingestor.rest_client import RestClient
 from ingestor.serializer import Serializer
-from tests.fakes.rest import Answer, FakeRest, Market, wall_ns
+from tests.fakes.past import START_MS as PAST_MS
+from tests.fakes.past import PastVenue, add_bars, history_of
+from tests.fakes.rest import START_MS, Answer, FakeRest, Market, wall_ns
 from tests.fakes.service import run_for
 from tests.fakes.world import START_MS as WORLD_START_MS
 from tests.fakes.world import MemoryWorld, config_for
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from ingestor.core.model import MarketData
+    from ingestor.local.history import History
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "binance"
 BTC = Subscription("BTCUSDT", "trade")
@@ -87,10 +92,11 @@ async def test_the_service_loads_past_ranges_beside_live_work(tmp_path: Path, au
 
 
 async def test_a_service_outlives_its_past_ranges(tmp_path: Path, autojump_clock: MockClock) -> None:
-    """A venue that is away is asked again, a symbol that goes away half-way ends the load and nothing else."""
-    world = MemoryWorld()
+    """A venue that is away is asked again, a symbol that goes away half-way ends its own load and nothing else."""
+    world = MemoryWorld(("BTCUSDT", "ETHUSDT"))
     await live_first(world, 30)
     calls: list[str] = []
+    gone: list[str] = []
     answer = world.venue.desk.answer
 
     def scripted(path: str, params: Any, now_ms: int) -> Response:
@@ -98,17 +104,40 @@ async def test_a_service_outlives_its_past_ranges(tmp_path: Path, autojump_clock
             calls.append(path)
             if len(calls) <= 8:
                 return Response(503, b"{}")
-        if path.endswith("historicalTrades"):
-            calls.append(path)
-            if len(calls) == 11:
-                return Response(400, error_body(-1121, "Invalid symbol."))
+        if path.endswith("historicalTrades") and ("symbol", "BTCUSDT") in params:
+            gone.append(path)
+            return Response(400, error_body(-1121, "Invalid symbol."))
         return answer(path, params, now_ms)
 
     world.venue.desk.answer = scripted  # type: ignore[method-assign]  # one method of the desk is the script
-    ranges = (past("BTCUSDT", WORLD_START_MS, WORLD_START_MS + 20_000),)
+    ranges = [past(symbol, WORLD_START_MS, WORLD_START_MS + 20_000) for symbol in ("BTCUSDT", "ETHUSDT")]
+    config = config_for(world, tmp_path)
+    binance = config.binance.model_copy(update={"rest": Rest(max_attempts=2)})
+    await run_for(60, config.model_copy(update={"backfill": tuple(ranges), "binance": binance}), world)
+    assert len(calls) > 8
+    assert len(gone) == 1
+    early = [each.symbol for each in world.delivered() if each.trade and each.timestamp < WORLD_START_MS + 20_000]
+    assert set(early) == {"ETHUSDT"}
+    assert world.audit().is_complete
+
+
+async def test_a_service_outlives_a_venue_that_serves_it_no_past(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Restricted, HTTP 451, and yet the live streams may go on."""
+    world = MemoryWorld()
+    answer = world.venue.desk.answer
+
+    def scripted(path: str, params: Any, now_ms: int) -> Response:
+        if path.endswith("aggTrades"):
+            return Response(451, error_body(0, "Service unavailable from a restricted location"))
+        return answer(path, params, now_ms)
+
+    world.venue.desk.answer = scripted  # type: ignore[method-assign]  # one method of the desk is the script
+    ranges = (past("BTCUSDT", WORLD_START_MS - 20_000, WORLD_START_MS),)
     config = config_for(world, tmp_path).model_copy(update={"backfill": ranges})
-    await run_for(200, config, world)
-    assert len(calls) == 11
+    with capture_logs() as lines:
+        await run_for(20, config, world)
+    [refused] = [line for line in lines if line["event"] == "backfill_range_refused"]
+    assert refused["error"] == "Service unavailable from a restricted location"
     assert world.audit().is_complete
 
 
@@ -133,15 +162,84 @@ async def test_times_become_ids_behind_rows_without_trades(autojump_clock: MockC
     """Rows that an audit of the venue invalidated have no ids; the search goes on behind them."""
     venue = FakeRest(markets={"BTCUSDT": Market()})
     venue.script += [
+        Answer(200, {"serverTime": START_MS}),
         aggregates((-1, -1, 50), (-1, -1, 60)),
         aggregates((-1, -1, 60), (7, 9, 70)),
         aggregates((-1, -1, 900), (-1, -1, 990)),
         aggregates((20, 25, 880), (-1, -1, 900)),
+        aggregates((-1, -1, 40), (-1, -1, 49)),
+        aggregates((6, 6, 40), (-1, -1, 40)),
     ]
     async with client_of(venue) as rest:
-        assert await resolve(rest, Wanted(BTC, 50, 1_000)) == Page(7, 25)
-    asked = [(each.params.get("startTime"), each.params.get("endTime")) for each in venue.asked]
-    assert asked == [("50", None), ("60", None), (None, "999"), (None, "900")]
+        assert await resolve(rest, Wanted(BTC, 50, 1_000)) == Found(Page(7, 25))
+    asked = [(each.params.get("startTime"), each.params.get("endTime")) for each in venue.asked[1:]]
+    assert asked == [("50", None), ("60", None), (None, "999"), (None, "900"), (None, "49"), (None, "40")]
+
+
+def lagging(history: History, lag_ms: int, **venue: Any) -> PastVenue:
+    """Make a venue whose database is behind."""
+    made = PastVenue([history], **venue)
+    made.desk._answers._trouble.lag_ms = lag_ms
+    return made
+
+
+async def resolved(venue: PastVenue, wanted: Wanted) -> Found:
+    transport = httpx.MockTransport(venue.answer)
+    metrics = Metrics(CollectorRegistry())
+    async with RestClient(
+        "http://venue", Rest(), metrics=metrics, wall_ns=venue.wall_ns, random=Random(1), transport=transport
+    ) as rest:
+        return await resolve(rest, wanted)
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "end_ms", "last"),
+    [
+        pytest.param(1_000, PAST_MS - 2_000, 9_997, id="the end is among the newest trades"),
+        pytest.param(10, PAST_MS - 8_000, 9_199, id="the newest trades begin behind the end"),
+        pytest.param(1_000, PAST_MS - 3_600_000, 6_399, id="long ago"),
+    ],
+)
+async def test_the_end_of_a_range_waits_for_no_database(
+    step_ms: int, end_ms: int, last: int, autojump_clock: MockClock
+) -> None:
+    """Yesterday's trades at midnight: the last seconds are not in the database yet, and are wanted all the same."""
+    history = history_of("BTCUSDT", trades=range(10_000), step_ms=step_ms, start_ms=PAST_MS - 10_000 * step_ms)
+    venue = lagging(history, 20_000)
+    assert await resolved(venue, Wanted(BTC, PAST_MS - 10_000 * step_ms, end_ms)) == Found(Page(0, last))
+    assert trio.current_time() < 30
+
+
+async def test_a_database_that_stays_behind_is_told_of(autojump_clock: MockClock) -> None:
+    """After a minute of asking; what is known by then is loaded."""
+    history = history_of("BTCUSDT", trades=range(10_000), step_ms=10, start_ms=PAST_MS - 100_000)
+    page, notes = await resolved(lagging(history, 90_000), Wanted(BTC, PAST_MS - 100_000, PAST_MS - 12_000))
+    assert page is not None
+    assert page.last < 8_799
+    assert notes == ["the venue's database is behind: the newest trades before the end are not in it yet"]
+
+
+async def test_what_a_range_lacks_is_said(autojump_clock: MockClock) -> None:
+    """A past that the venue does not tell of, a future that is not there yet, ids that nobody gave out so far."""
+    history = history_of("BTCUSDT", trades=range(5_000, 5_100), step_ms=1_000, start_ms=PAST_MS - 100_000)
+    add_bars(history, "1m", PAST_MS - 600_000, PAST_MS + 60_000)
+    venue = PastVenue([history])
+    bars = Subscription("BTCUSDT", "kline_1m")
+    first = kline_ordinal("1m", PAST_MS)
+    assert await resolved(venue, Wanted(BTC, -5, PAST_MS + 60_000)) == Found(
+        Page(5_000, 5_099),
+        [
+            "it ends in the future: loaded as far as 2026-09-21T14:14:00Z",
+            "the venue tells of no trade before id 5000: older ones of this time are not known",
+        ],
+    )
+    assert await resolved(venue, Wanted(BTC, first_id=5_050, last_id=9_999)) == Found(
+        Page(5_050, 5_099), ["5099 is the newest trade now"]
+    )
+    assert await resolved(venue, Wanted(bars, PAST_MS - 120_000, PAST_MS + 60_000)) == Found(
+        Page(first - 2, first - 2), ["the bar of 2026-09-21T14:13:00Z is not over yet"]
+    )
+    assert await resolved(venue, Wanted(bars, PAST_MS - 120_000, PAST_MS - 60_000)) == Found(Page(first - 2, first - 2))
 
 
 async def test_a_range_needs_two_ends(autojump_clock: MockClock) -> None:
@@ -156,7 +254,7 @@ async def test_a_venue_without_trades_has_no_ids(autojump_clock: MockClock) -> N
     venue = FakeRest(markets={"BTCUSDT": Market()})
     venue.script.append(Answer(200, []))
     async with client_of(venue) as rest:
-        assert await resolve(rest, Wanted(BTC, first_id=5, last_id=9)) is None
+        assert (await resolve(rest, Wanted(BTC, first_id=5, last_id=9))).page is None
 
 
 def real(name: str) -> bytes:

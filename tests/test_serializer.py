@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -35,13 +36,20 @@ from ingestor.core.model import (
 from ingestor.core.partition import key_rule
 from ingestor.metrics import Metrics
 from ingestor.resources import read_schema
-from ingestor.serializer import ContainerFile, DecimalTexts, Serializer, decode_heartbeat, encode_heartbeat, serialize
+from ingestor.serializer import (
+    ContainerFile,
+    DecimalTexts,
+    OutputError,
+    Serializer,
+    decode_heartbeat,
+    encode_heartbeat,
+    serialize,
+)
 from tests.fakes.market_records import MARKET_DATA, PATIENT, canonical, market_record, records
 from tests.fakes.records import bar, hole, trade
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from ingestor.channels import BatchReceiver, BatchSender
 
@@ -366,8 +374,41 @@ def test_a_container_file_goes_on_where_it_was_good(tmp_path: Path) -> None:
     again.append([AVRO.pack(market_record(sequence=3))])
     again.close()
     assert [fields["sequence"] for fields in read_container(path)] == [1, 3]
-    with pytest.raises(DecodeError, match="shorter than it was left"):
-        ContainerFile(path, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda content: content[:-1], "is shorter than it was"),
+        (lambda content: content.replace(b"quote_volume", b"quota_volume"), "is not the file that was begun"),
+        (lambda content: content[:0], "is not the file that was begun"),
+        (None, "is gone"),
+    ],
+)
+def test_a_container_file_that_is_not_what_it_was_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes] | None, text: str
+) -> None:
+    """Cut by a crash of the machine, of another schema, emptied, removed: going on would make it unreadable."""
+    path = tmp_path / "trades.avro"
+    container = ContainerFile(path)
+    good_bytes = container.append([AVRO.pack(market_record(sequence=1))])
+    container.close()
+    content = path.read_bytes()
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change(content))
+    with pytest.raises(OutputError, match=text):
+        ContainerFile(path, good_bytes)
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    """With the words of the system: a folder that is not there, a disk that is full."""
+    with pytest.raises(OutputError, match=r"trades.avro: No such file"):
+        ContainerFile(tmp_path / "nowhere" / "trades.avro")
+    full = Path("/dev/full")
+    if full.exists():  # on Linux
+        with pytest.raises(OutputError, match="No space left"):
+            ContainerFile(full)
 
 
 class TestStrangersRecords:

@@ -86,6 +86,11 @@ class ArchiveFile(NamedTuple):
         return days
 
 
+def days_ended(now_ms: int) -> int:
+    """Return the end of the last day that is over at `now_ms`."""
+    return now_ms - now_ms % 86_400_000
+
+
 def files_between(
     symbol: str, kind: ArchiveKind, interval: str, start_ms: int, end_ms: int, *, now_ms: int
 ) -> list[ArchiveFile]:

@@ -31,6 +31,19 @@ class Page(NamedTuple):
         return self.last - self.first + 1
 
 
+class Bounds(NamedTuple):
+    """The first and the last id of a range, as far as they are known."""
+
+    first: int | None
+    last: int | None
+
+    def page(self) -> Page | None:
+        """Return what lies between them; None when that is nothing."""
+        if self.first is None or self.last is None or self.first > self.last:
+            return None
+        return Page(self.first, self.last)
+
+
 class Absence(NamedTuple):
     """Ids `first` to `last`, inclusive, that the venue does not have."""
 
@@ -116,3 +129,21 @@ def first_trade_in(rows: Sequence[RestAggTrade]) -> int | None:
 def last_trade_in(rows: Sequence[RestAggTrade]) -> int | None:
     """Return the id of the last trade that aggregate trades stand for; None as for the first."""
     return next((row.last_trade_id for row in reversed(rows) if row.last_trade_id >= 0), None)
+
+
+def join_newest(known: Bounds, newest: Sequence[tuple[int, int]], start_ms: int, end_ms: int) -> Bounds | None:
+    """Return the ids of the trades from `start_ms` on and before `end_ms`; None when they cannot be known yet.
+
+    `known` is what a database says that may lack the newest trades, and `newest` (id, time; ascending) are the newest
+    ones without a gap, from elsewhere. Trades between the two are in neither.
+    """
+    if not newest:
+        return known  # nothing was ever traded
+    oldest_id, oldest_ms = newest[0]
+    inside = [number for number, at_ms in newest if start_ms <= at_ms < end_ms]
+    if oldest_ms >= end_ms:
+        return known if oldest_id == (0 if known.last is None else known.last + 1) else None
+    if oldest_ms < start_ms:
+        return Bounds(inside[0], inside[-1]) if inside else Bounds(None, None)
+    first = oldest_id if known.first is None and oldest_id == 0 else known.first
+    return None if first is None else Bounds(first, inside[-1])

@@ -49,7 +49,7 @@ class WeightBudget:
         self._told = 0
         self._in_flight = 0
         self._spent = dict.fromkeys(PARTS, 0)
-        self._banned_until_ms = 0
+        self.banned_until_ms = 0
         self.set_limit(limit)
 
     def set_limit(self, limit: int) -> None:
@@ -77,8 +77,8 @@ class WeightBudget:
 
     def admit(self, purpose: Purpose, weight: int, now_ms: int) -> Admission | float:
         """Take `weight` out of the budget, or return the seconds after which to ask again."""
-        if now_ms < self._banned_until_ms:
-            return (self._banned_until_ms - now_ms) / 1000
+        if now_ms < self.banned_until_ms:
+            return (self.banned_until_ms - now_ms) / 1000
         self._turn_to(now_ms)
         into_minute_ms = self._into_minute_ms(now_ms)
         to_next_minute_s = (_MINUTE_MS - into_minute_ms) / 1000
@@ -115,7 +115,7 @@ class WeightBudget:
 
     def ban(self, until_ms: int) -> None:
         """Admit nothing at all before `until_ms`; the later of several bans counts."""
-        self._banned_until_ms = max(self._banned_until_ms, until_ms)
+        self.banned_until_ms = max(self.banned_until_ms, until_ms)
 
     def _kept_for_others(self, purpose: Purpose, weight: int, into_minute_ms: int) -> float:
         """Return what the other purposes may still claim; within its own part a purpose asks nobody."""

@@ -25,7 +25,7 @@ import httpx
 import trio
 
 from ingestor.archive_client import ArchiveClient
-from ingestor.backfill import Backfill, HoleWatcher
+from ingestor.backfill import Backfill, HoleWatcher, Todo
 from ingestor.channels import open_batch_channel
 from ingestor.config import Rest
 from ingestor.core.claims import Intervals
@@ -132,7 +132,7 @@ async def run_ours(path: Path, rows: int) -> dict[str, float]:
         nursery.start_soon(count, intake, rows, megabytes)
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         with records:
-            await backfill.run({Subscription("BTCUSDT", "trade"): ids})
+            await backfill.run({Subscription("BTCUSDT", "trade"): Todo(ids)})
     cpu_s = time.process_time() - began_cpu_s
     return {
         "per_s": rows / (time.perf_counter() - began_s),

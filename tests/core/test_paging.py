@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ingestor.core.binance import RestAggTrade
 from ingestor.core.claims import Intervals, kline_open_ms
-from ingestor.core.paging import Absence, Page, Pager, Reading, bars_between, first_trade_in, last_trade_in
+from ingestor.core.paging import (
+    Absence,
+    Bounds,
+    Page,
+    Pager,
+    Reading,
+    bars_between,
+    first_trade_in,
+    join_newest,
+    last_trade_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,3 +154,30 @@ def test_rows_without_trades_are_looked_past() -> None:
     assert last_trade_in([aggregate(7, 9), aggregate(10, 12), invalid]) == 12
     assert first_trade_in([invalid]) is None
     assert last_trade_in([]) is None
+
+
+@given(st.lists(st.integers(0, 20), max_size=12).map(sorted), st.integers(0, 20), st.integers(1, 21), st.data())
+def test_the_newest_trades_fill_in_for_a_database_that_is_behind(
+    times: list[int], start_ms: int, end_ms: int, data: st.DataObject
+) -> None:
+    """What is said is so, and a database that has everything is never waited for."""
+    kept = times[: data.draw(st.integers(0, len(times)))]  # by the database
+    assume(not kept or kept[-1] < end_ms)  # else it is not behind, and nobody asks
+    newest = list(enumerate(times))[-data.draw(st.integers(1, 12)) :]
+    inside = [number for number, at_ms in enumerate(times) if start_ms <= at_ms < end_ms]
+    known = Bounds(
+        next((number for number, at_ms in enumerate(kept) if at_ms >= start_ms), None), len(kept) - 1 if kept else None
+    )
+    found = join_newest(known, newest, start_ms, end_ms)
+    if found is not None:
+        assert found.page() == (Page(inside[0], inside[-1]) if inside else None)
+    assert found is not None or len(kept) < len(times)
+
+
+def test_trades_that_neither_database_nor_memory_has_are_not_known() -> None:
+    """A busy second is more than the newest thousand: between the two there may be more."""
+    assert join_newest(Bounds(3, 5), [(9, 60), (10, 61)], 0, 50) is None
+    assert join_newest(Bounds(3, 8), [(9, 60), (10, 61)], 0, 50) == Bounds(3, 8)
+    assert join_newest(Bounds(None, 5), [(9, 30), (10, 61)], 20, 50) is None
+    assert join_newest(Bounds(None, 5), [(9, 10), (10, 30), (11, 61)], 20, 50) == Bounds(10, 10)
+    assert join_newest(Bounds(None, None), [], 20, 50) == Bounds(None, None)

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from ingestor.aws import StoredRecord
     from ingestor.core.model import EntryFailure, MarketData, PutEntry
 
 T = TypeVar("T")
+_DECODE = Serializer().decode
 START_MS = 29_833_334 * 60_000  # in 2026; a full minute, so that budgets begin with the clock of Trio
 DATA = "data"
 
@@ -71,6 +73,7 @@ class PastVenue:
         self.archive = ArchiveDesk(self)
         self.latency_s = latency_s
         self.is_archive_away = False
+        self.downloads = self.most_downloads = 0
         self.requests: list[tuple[float, str]] = []
         self.statuses: Counter[int] = Counter()
         self.on_request: Callable[[int], None] | None = None  # told how many there were
@@ -99,6 +102,8 @@ class PastVenue:
         self.requests.append((trio.current_time(), f"{path}?{query}"))
         if self.on_request is not None:
             self.on_request(len(self.requests))
+        self.downloads += path.endswith(".zip")
+        self.most_downloads = max(self.downloads, self.most_downloads)
         await trio.sleep(self.latency_s / 2)
         if self.is_archive_away and path.startswith("/data/"):
             answer = Response(503, b"")
@@ -108,6 +113,7 @@ class PastVenue:
             answer = self.desk.answer(path, parse_qsl(query), self.now_ms)
         self.statuses[answer.status] += 1
         await trio.sleep(self.latency_s / 2)
+        self.downloads -= path.endswith(".zip")
         return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body)
 
 
@@ -120,6 +126,7 @@ class PastWorld:
         self._clock_ahead_ns = round(clock_ahead_s * 1e9)
         self.stream = MemoryStream(venue.wall_ns)
         self.streams = {DATA: self.stream}
+        self.distribution: str | None = None
         self.kill_at_s = float("inf")
         self._put_s = put_s
         self._lives = 0
@@ -137,7 +144,7 @@ class PastWorld:
             rest_transport=httpx.MockTransport(self.venue.answer),
             data_sink=self,
             heartbeat_sink=cast("Any", None),
-            streams=MemoryStreams(self.streams),
+            streams=MemoryStreams(self.streams, distribution=self.distribution),
             run_blocking=self.run_blocking,
             wall_ns=lambda: self.venue.wall_ns() + self._clock_ahead_ns,
             random=Random(self._lives),
@@ -159,12 +166,11 @@ class PastWorld:
 
     def delivered(self) -> list[MarketData]:
         """Everything in the stream, in order."""
-        decode = Serializer().decode
-        return [
-            decode(inner.data)
-            for record in self.stream.records()
-            for inner in disaggregate(record.data, record.partition_key)
-        ]
+        return [one for record in self.stream.records() for one in self.opened(record)]
+
+    def opened(self, record: StoredRecord) -> list[MarketData]:
+        """Return what is in one record of the stream."""
+        return [_DECODE(inner.data) for inner in disaggregate(record.data, record.partition_key)]
 
     async def _pass(self, seconds: float) -> None:
         await trio.sleep(seconds)

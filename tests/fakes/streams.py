@@ -67,15 +67,16 @@ class MemoryStreams:
     `before_read` may raise or wait, for every call; `is_page_empty` may have a page come empty that is not the end.
     """
 
-    def __init__(self, streams: dict[str, MemoryStream]) -> None:
+    def __init__(self, streams: dict[str, MemoryStream], *, distribution: str | None = None) -> None:
         self._streams = streams
+        self._distribution = distribution
         self.before_read: Callable[[], Awaitable[None]] | None = None
         self.is_page_empty: Callable[[], bool] | None = None
 
     async def describe(self, stream: str) -> StreamSummary:
         """Say what a stream is."""
-        shards = len((await self._find(stream)).shards)
-        return StreamSummary(f"arn:aws:kinesis:::stream/{stream}", "ACTIVE", "PROVISIONED", shards, 24, 1024, None)
+        shards, arn = len((await self._find(stream)).shards), f"arn:aws:kinesis:::stream/{stream}"
+        return StreamSummary(arn, "ACTIVE", "PROVISIONED", shards, 24, 1024, self._distribution)
 
     async def list_shards(self, stream: str) -> list[ShardInfo]:
         """Divide the hash space evenly."""
