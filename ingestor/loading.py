@@ -349,6 +349,7 @@ class Load:
             wall_ns=self._world.wall_ns,
             watcher=self._tally,
         )
+        failure: BaseExceptionGroup[IngestorError] | None = None
         async with trio.open_nursery() as observers:
             observers.start_soon(self._watch, view)
             observers.start_soon(self._letters.keep_trying)
@@ -360,11 +361,16 @@ class Load:
                 delivery.start_soon(serialize, record_intake, encoded, noted, self._serializer, self._metrics)
                 with records:
                     async with _until(stop):
-                        await backfill.run(todo)
+                        try:
+                            await backfill.run(todo)
+                        except* IngestorError as group:
+                            failure = group  # what was fetched until then is delivered first
                 if stop.is_set():
                     delivery.cancel_scope.deadline = trio.current_time() + self._stop_plan().delivery_s
             observers.cancel_scope.cancel()
         await self._letters.close()
+        if failure is not None:
+            raise failure
 
     def _open_delivery(self) -> Callable[[BatchReceiver[EncodedBatch]], Awaitable[None]]:
         """Return the last task of the line: the producer, or the writer of a file."""

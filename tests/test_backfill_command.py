@@ -14,10 +14,12 @@ from rich.console import Console
 from ingestor import loading
 from ingestor.cli import main
 from ingestor.core.claims import kline_ordinal
+from ingestor.core.model import Claim, Subscription
+from ingestor.core.paging import Page
 from ingestor.loading import INTERRUPTED, Request, read_request
 from ingestor.loading_view import Part, PlainView, Plan, RichView, SpanStatus, Status, plan_text, summary_text
 from ingestor.local.rest import Response, error_body
-from ingestor.progress import Declared
+from ingestor.progress import Declared, Progress
 from tests.fakes.past import START_MS, PastVenue, PastWorld, history_of
 from tests.fakes.process_logs import process_restored
 
@@ -240,6 +242,11 @@ def test_a_restricted_location_is_said(bench: Bench) -> None:
 
 def test_what_ends_a_run_half_way_says_how_to_go_on(bench: Bench) -> None:
     """What was delivered is noted."""
+    ids = {"symbols": ["BTCUSDT"], "from_id": 0, "to_id": 2_499}
+    assert bench.run("--from-id", "0", "--to-id", "2499", "--dry-run").exit_code == 0
+    progress = Progress(bench.folder / "state", request_of(ids).text(bench.configs[0]))
+    progress.begin(Subscription("BTCUSDT", "trade"), Page(0, 2_499))
+    progress.acknowledge([Claim(Subscription("BTCUSDT", "trade"), 0, 999)])
     answering(bench, 400, -1121, "Invalid symbol.", after=5)
     result = bench.run("--from-id", "0", "--to-id", "2499")
     assert result.exit_code == 1
@@ -250,6 +257,7 @@ def test_what_ends_a_run_half_way_says_how_to_go_on(bench: Bench) -> None:
     bench.world.venue.on_request = None
     bench.world.venue.desk.trouble.answer = None
     assert bench.run("--from-id", "0", "--to-id", "2499").exit_code == 0
+    assert {record.sequence for record in bench.world.delivered()} == set(range(1_000, 2_500))
 
 
 def test_a_host_without_single_trades_is_named(bench: Bench) -> None:
@@ -285,15 +293,18 @@ def test_places_that_cannot_be_used_are_said(bench: Bench, options: list[str], t
 
 
 def test_a_file_that_went_away_is_not_continued(bench: Bench) -> None:
-    """Its progress is that of another file."""
+    """Its progress is that of another file, which is said before anything is fetched."""
     output = bench.folder / "trades.avro"
-    bench.interrupt_at(6)
-    assert bench.run("--from-id", "0", "--to-id", "2499", "--to", str(output)).exit_code == INTERRUPTED
+    options = ("--from-id", "0", "--to-id", "2499", "--to", str(output))
+    assert bench.run(*options).exit_code == 0
+    size_bytes, requests = output.stat().st_size, len(bench.world.venue.requests)
+    assert bench.run(*options).exit_code == 0
+    assert output.stat().st_size == size_bytes
     output.unlink()
-    bench.world.venue.on_request = None
-    result = bench.run("--from-id", "0", "--to-id", "2499", "--to", str(output))
+    result = bench.run(*options)
     assert result.exit_code == 1
     assert f"error: {output}: is gone; remove its progress too to begin anew" in result.stderr
+    assert len(bench.world.venue.requests) == requests
 
 
 def test_a_stream_without_an_order_is_refused(bench: Bench) -> None:
