@@ -126,6 +126,12 @@ def demo(seconds: float, replay: Path | None, *, chaos: bool) -> None:
 @main.command()
 @click.option("--symbol", "symbols", multiple=True, default=("BTCUSDT", "ETHUSDT"), show_default=True)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same market.")
+@click.option(
+    "--orders", type=click.FloatRange(0.01, 1_000), default=10.0, show_default=True, help="A second and symbol."
+)
+@click.option(
+    "--past", type=click.FloatRange(0, 240), default=0.0, help="Hours that the market has lived already.  [default: 0]"
+)
 @click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
 @click.option(
     "--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of the recording; 0: at once."
@@ -134,15 +140,26 @@ def demo(seconds: float, replay: Path | None, *, chaos: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0 takes a free one.  [default: 0]")
 def simulate(
-    symbols: tuple[str, ...], seed: int, replay: Path | None, speed: float, *, chaos: bool, host: str, port: int
+    *,
+    symbols: tuple[str, ...],
+    seed: int,
+    orders: float,
+    past: float,
+    replay: Path | None,
+    speed: float,
+    chaos: bool,
+    host: str,
+    port: int,
 ) -> None:
-    """Serve a simulated venue, WebSocket and REST, for other programs."""
+    """Serve a simulated venue, WebSocket, REST and archive, for other programs."""
     from ingestor.local.simulate import run_simulator  # noqa: PLC0415
 
     sys.exit(
         run_simulator(
             symbols=[symbol.upper() for symbol in symbols],
             seed=seed,
+            orders_per_s=orders,
+            past_h=past,
             replay=replay,
             speed=speed,
             with_chaos=chaos,

@@ -181,10 +181,12 @@ def test_demo_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_simulate_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Symbols are upper case from here on."""
     simulator = stand_in(monkeypatch, "ingestor.local.simulate")
-    assert invoke("simulate", "--symbol", "bnbusdt", "--port", "9443").exit_code == 0
+    assert invoke("simulate", "--symbol", "bnbusdt", "--port", "9443", "--past", "48").exit_code == 0
     assert simulator.calls[0][2] == {
         "symbols": ["BNBUSDT"],
         "seed": 0,
+        "orders_per_s": 10.0,
+        "past_h": 48.0,
         "replay": None,
         "speed": 1.0,
         "with_chaos": False,

@@ -24,7 +24,6 @@ from ingestor.inspection import open_reader, prove
 from ingestor.loading import INTERRUPTED
 from ingestor.local.market import Market
 from ingestor.local.protocol import Rules
-from ingestor.local.rest import Response
 from ingestor.local.venue import Venue
 from ingestor.serializer import Serializer
 from tests.fakes.past import history_of
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
+
+    from ingestor.local.rest import Response
 
 pytestmark = pytest.mark.integration
 
@@ -87,7 +88,7 @@ class Lives:
         seen = self._noted()
         process = self._begin()
         with trio.fail_after(LIMIT_S):
-            while self._noted() == seen or b'"done":[]' in self._noted():
+            while self._noted() == seen or b'"done":[]' in self._noted():  # noqa: ASYNC110 - another process writes it
                 await trio.sleep(0.002)
             await trio.sleep(self._random.uniform(0, 0.05))
             assert process.pid is not None
@@ -147,4 +148,5 @@ async def test_a_file_that_was_written_in_many_lives_is_exact(tmp_path: Path) ->
             await lives.interrupt(signal.SIGKILL)
         await lives.finish()
     with output.open("rb") as content:
-        assert [fields["sequence"] for fields in fastavro.reader(content)] == list(range(TRADES))
+        records: list[Any] = list(fastavro.reader(content))
+    assert [record["sequence"] for record in records] == list(range(TRADES))
