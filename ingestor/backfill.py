@@ -199,7 +199,7 @@ async def _trades_between(rest: RestClient, symbol: str, start_ms: int, end_ms: 
         bounds = known
         notes.append("the venue's database is behind: the newest trades before the end are not in it yet")
     if bounds.first and await _last_trade_before(rest, symbol, start_ms) is None:
-        notes.append(f"the venue tells of no trade before id {bounds.first}: older ones of this time are not known")
+        notes.append(f"the venue tells of no trade before id {bounds.first}: older ones of this range are forgotten")
     return Found(bounds.page(), notes)
 
 

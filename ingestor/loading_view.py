@@ -111,7 +111,7 @@ class RichView:
                 self._bars.update(
                     self._tasks[span.name], completed=span.done, day=_day(span), visible=span.name in chosen
                 )
-        self._pace.plain = _pace(status) if len(status.spans) == 1 else f"{_all(status.spans)}; {_pace(status)}"
+        self._pace.plain = _pace(status) if len(status.spans) == 1 else f"{_pace(status)}; {_all(status.spans)}"
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -196,8 +196,7 @@ def _ids(part: Part) -> str:
 def _run(part: Part, first: int, last: int) -> str:
     if part.interval is None:
         return f"{first}..{last}"
-    begin, end = (_minute(kline_open_ms(part.interval, each)) for each in (first, last))
-    return f"{first}..{last} ({begin} to {end})"
+    return f"{first}..{last} ({_opening(part.interval, first)} to {_opening(part.interval, last)})"
 
 
 def _span(span: SpanStatus) -> str:
@@ -213,12 +212,16 @@ def _share(done: int, size: int) -> str:
 
 
 def _day(span: SpanStatus) -> str:
-    return "-" if span.event_ms is None else _minute(span.event_ms)
+    return "-" if span.event_ms is None else f"{_at(span.event_ms):%Y-%m-%d %H:%M}"
 
 
-def _minute(at_ms: int) -> str:
-    at = dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC)
+def _opening(interval: str, ordinal: int) -> str:
+    at = _at(kline_open_ms(interval, ordinal))
     return f"{at:%Y-%m-%d %H:%M:%S}" if at.second else f"{at:%Y-%m-%d %H:%M}"
+
+
+def _at(at_ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC)
 
 
 def _pace(status: Status) -> str:

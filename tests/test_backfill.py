@@ -230,7 +230,7 @@ async def test_what_a_range_lacks_is_said(autojump_clock: MockClock) -> None:
         Page(5_000, 5_099),
         [
             "it ends in the future: loaded as far as 2026-09-21T14:14:00Z",
-            "the venue tells of no trade before id 5000: older ones of this time are not known",
+            "the venue tells of no trade before id 5000: older ones of this range are forgotten",
         ],
     )
     assert await resolved(venue, Wanted(BTC, first_id=5_050, last_id=9_999)) == Found(
