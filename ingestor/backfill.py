@@ -145,7 +145,7 @@ async def resolve(rest: RestClient, wanted: Wanted) -> Found:
     try:
         if start_ms is None or end_ms is None:
             return await _trades_numbered(rest, wanted)
-        start_ms, end_ms = max(0, start_ms), max(0, end_ms)  # the venue takes no sign
+        start_ms = max(0, start_ms)  # the venue takes no sign
         if subscription.kind == "trade":
             return await _trades_between(rest, subscription.symbol, start_ms, end_ms)
         return await _bars_between(rest, subscription, start_ms, end_ms)
@@ -204,22 +204,26 @@ async def _trades_between(rest: RestClient, symbol: str, start_ms: int, end_ms: 
 
 
 async def _first_trade_from(rest: RestClient, symbol: str, start_ms: int) -> int | None:
-    limit = _LOOKUP_ROWS
-    while rows := await rest.agg_trades(symbol, start_ms=start_ms, limit=limit, purpose="backfill"):
+    rows = await rest.agg_trades(symbol, start_ms=start_ms, limit=_LOOKUP_ROWS, purpose="backfill")
+    while rows:
         first = first_trade_in(rows)
         if first is not None:
             return first
-        start_ms, limit = max(start_ms + 1, milliseconds(rows[-1].time)), PAGE_ROWS
+        rows = await rest.agg_trades(symbol, from_id=rows[-1].aggregate_id + 1, purpose="backfill")
     return None
 
 
 async def _last_trade_before(rest: RestClient, symbol: str, end_ms: int) -> int | None:
-    limit = _LOOKUP_ROWS
-    while end_ms > 0 and (rows := await rest.agg_trades(symbol, end_ms=end_ms - 1, limit=limit, purpose="backfill")):
+    if end_ms <= 0:  # the venue takes no sign
+        return None
+    rows = await rest.agg_trades(symbol, end_ms=end_ms - 1, limit=_LOOKUP_ROWS, purpose="backfill")
+    while rows:
         last = last_trade_in(rows)
         if last is not None:
             return last
-        end_ms, limit = min(end_ms - 1, milliseconds(rows[0].time) + 1), PAGE_ROWS
+        oldest = rows[0].aggregate_id
+        before = await rest.agg_trades(symbol, from_id=max(0, oldest - PAGE_ROWS), purpose="backfill")
+        rows = [row for row in before if row.aggregate_id < oldest]
     return None
 
 

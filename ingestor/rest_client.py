@@ -263,11 +263,17 @@ class RestClient:
         *,
         start_ms: int | None = None,
         end_ms: int | None = None,
+        from_id: int | None = None,
         limit: int = PAGE_ROWS,
         purpose: Purpose = "trades",
     ) -> list[RestAggTrade]:
-        """Return aggregate trades, ascending: the oldest from `start_ms` on, or the newest up to `end_ms`."""
+        """Return aggregate trades, ascending: the oldest from `start_ms` on, or the newest up to `end_ms`.
+
+        `from_id` begins with that aggregate id instead; the venue takes it alone only.
+        """
         params: dict[str, str | int] = {"symbol": symbol, "limit": limit, **_times(start_ms, end_ms)}
+        if from_id is not None:
+            params["fromId"] = from_id
         return await self._fetch(_Call("aggTrades", 4, purpose, params), decode_agg_trades)
 
     async def klines(

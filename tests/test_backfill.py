@@ -8,22 +8,32 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from ingestor import backfill
 from ingestor.archive_client import read_lines
 from ingestor.backfill import BackfillError, Found, Wanted, configured, resolve
 from ingestor.config import BackfillRange, Rest, Shard
 from ingestor.core.archive import ArchiveTrade, parse
-from ingestor.core.binance import decode_agg_trades, decode_klines, decode_trades, rest_kline_record, rest_trade_record
+from ingestor.core.binance import (
+    RestAggTrade,
+    decode_agg_trades,
+    decode_klines,
+    decode_trades,
+    rest_kline_record,
+    rest_trade_record,
+)
 from ingestor.core.claims import kline_ordinal
 from ingestor.core.model import Subscription
-from ingestor.core.paging import Page
+from ingestor.core.paging import Bounds, Page
 from ingestor.local.rest import Response, error_body
 from ingestor.metrics import Metrics
 from ingestor.rest_client import RestClient
@@ -152,28 +162,59 @@ def client_of(venue: FakeRest) -> RestClient:
     )
 
 
-def aggregates(*rows: tuple[int, int, int]) -> Answer:
-    """Make an answer of aggTrades: first id, last id, time."""
-    fields = ("f", "l", "T")
-    return Answer(200, [{"a": 1, "p": "1", "q": "1", "m": True, **dict(zip(fields, row, strict=True))} for row in rows])
+class Aggregates:
+    """Answers from aggregate trades (first id, last id, time; -1 for both ids where the venue found one invalid)."""
+
+    def __init__(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        self._rows = [
+            RestAggTrade(number, "1", "1", first, last, at_ms, buyer_is_maker=True)
+            for number, (first, last, at_ms) in enumerate(rows, 500)
+        ]
+
+    async def agg_trades(
+        self,
+        symbol: str,
+        *,
+        start_ms: int = 0,
+        end_ms: int = 10**13,
+        from_id: int = 0,
+        limit: int = 3,  # what a page is in here
+        purpose: str,
+    ) -> list[RestAggTrade]:
+        await trio.lowlevel.checkpoint()
+        assert (symbol, purpose, start_ms >= 0, end_ms >= 0) == ("BTCUSDT", "backfill", True, True)
+        found = [row for row in self._rows if start_ms <= row.time <= end_ms and row.aggregate_id >= from_id]
+        return found[:limit] if end_ms == 10**13 else found[-limit:]
+
+    async def server_time_ms(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return START_MS
 
 
-async def test_times_become_ids_behind_rows_without_trades(autojump_clock: MockClock) -> None:
-    """Rows that an audit of the venue invalidated have no ids; the search goes on behind them."""
-    venue = FakeRest(markets={"BTCUSDT": Market()})
-    venue.script += [
-        Answer(200, {"serverTime": START_MS}),
-        aggregates((-1, -1, 50), (-1, -1, 60)),
-        aggregates((-1, -1, 60), (7, 9, 70)),
-        aggregates((-1, -1, 900), (-1, -1, 990)),
-        aggregates((20, 25, 880), (-1, -1, 900)),
-        aggregates((-1, -1, 40), (-1, -1, 49)),
-        aggregates((6, 6, 40), (-1, -1, 40)),
-    ]
-    async with client_of(venue) as rest:
-        assert await resolve(rest, Wanted(BTC, 50, 1_000)) == Found(Page(7, 25))
-    asked = [(each.params.get("startTime"), each.params.get("endTime")) for each in venue.asked[1:]]
-    assert asked == [("50", None), ("60", None), (None, "999"), (None, "900"), (None, "49"), (None, "40")]
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 2)), max_size=14),
+    st.integers(-2, 12),
+    st.integers(1, 14),
+)
+def test_times_become_ids_behind_rows_without_trades(
+    steps: list[tuple[int, bool, int]], start_ms: int, length_ms: int
+) -> None:
+    """Rows that an audit of the venue invalidated have no ids; the search goes on behind them, however many."""
+    rows: list[tuple[int, int, int]] = []
+    next_id = at_ms = 0
+    for pause_ms, is_valid, more in steps:
+        at_ms += pause_ms
+        rows.append((next_id, next_id + more, at_ms) if is_valid else (-1, -1, at_ms))
+        next_id += more + 1 if is_valid else 0
+    end_ms = start_ms + length_ms
+    first = next((first for first, _, at_ms in rows if first >= 0 and at_ms >= start_ms), None)
+    last = next((last for _, last, at_ms in reversed(rows) if last >= 0 and at_ms < end_ms), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backfill, "_LOOKUP_ROWS", 2)
+        patch.setattr(backfill, "PAGE_ROWS", 3)
+        found = trio.run(resolve, cast("RestClient", Aggregates(rows)), Wanted(BTC, start_ms, end_ms))
+    assert found.page == Bounds(first, last).page()
+    assert bool(found.notes) == bool(first and rows and not [row for row in rows if row[0] >= 0 and row[2] < start_ms])
 
 
 def lagging(history: History, lag_ms: int, **venue: Any) -> PastVenue:
