@@ -130,6 +130,13 @@ class _Reply(NamedTuple):
     content: bytes
 
 
+class Now(NamedTuple):
+    """The time of the budget, and the time that is closest to the venue's: ours, until the venue told its own."""
+
+    budget_ms: int
+    venue_ms: int
+
+
 def depth_weight(levels: int) -> int:
     """Return what a snapshot of this many levels costs."""
     for most, weight in ((100, 5), (500, 25), (1000, 50)):
@@ -141,8 +148,8 @@ def depth_weight(levels: int) -> int:
 class RestClient:
     """Typed calls to one REST host; a context manager that owns the connections.
 
-    `base_url` has no path. `wall_ns` is our wall clock, which `server_time_ms` holds against the venue's: budgets
-    follow the venue's minutes, so call it now and then. `transport` replaces the network. All calls may be made from
+    `base_url` has no path. `wall_ns` is our wall clock: budgets follow the venue's minutes by it until `server_time_ms`
+    told the venue's own time, so call that now and then. `transport` replaces the network. All calls may be made from
     any number of tasks; each purpose has its own first come, first served line.
     `on_admitted` is called when the budget has admitted a request, before each time it is sent.
     Errors: `RestrictedLocationError`, `BadRequestError`, `UnavailableError`.
@@ -163,7 +170,7 @@ class RestClient:
         self._wall_ns = wall_ns
         self._random = random
         self._budget = WeightBudget(_WEIGHT_LIMIT, settings.max_weight_share)
-        self._venue_is_ahead_ms = 0  # at the least; see `server_time_ms`
+        self._anchor: tuple[float, int] | None = None  # Trio's clock, and the venue's then: ours until it was asked
         self.clock_ahead_ms: float | None = None
         self._lines = {purpose: trio.Lock() for purpose in PARTS}
         self._http = httpx.AsyncClient(
@@ -203,8 +210,8 @@ class RestClient:
 
         answer = await self._fetch(_Call("time", 1, "probes", {}), decode_server_time, note_sending)
         received_ns = self._wall_ns()
-        self._venue_is_ahead_ms = answer.server_time - received_ns // 1_000_000
-        self._budget.trust_clock()
+        self._budget.move_clock(answer.server_time - self._now_ms())
+        self._anchor = (trio.current_time(), answer.server_time)
         self.clock_ahead_ms = (sent_ns + received_ns - answer.server_time * 2_000_000) / 2e6
         self._metrics.clock_ahead.set(self.clock_ahead_ms / 1000)
         return answer.server_time
@@ -347,7 +354,7 @@ class RestClient:
         try:
             response = await self._send(call)
             used_by_address = _used_weight(response.headers)
-            body = _read_answer(response, decode, self._now_ms())
+            body = _read_answer(response, decode, self._now())
             outcome = "ok"
         except _LimitedError:
             outcome = "limited"
@@ -386,8 +393,19 @@ class RestClient:
         log.warning("rest_limited", endpoint=call.endpoint, silent_for_s=seconds)
 
     def _now_ms(self) -> int:
-        """Return the time by the venue's clock, as far as it is known."""
-        return self._wall_ns() // 1_000_000 + self._venue_is_ahead_ms
+        """Return the venue's time, as far as it is known; no later step of our wall clock moves it.
+
+        A ban must not last an hour longer, nor end early and become a longer one, because a clock was corrected.
+        """
+        now_s = trio.current_time()
+        if self._anchor is None:
+            self._anchor = (now_s, self._wall_ns() // 1_000_000)
+        then_s, then_ms = self._anchor
+        return then_ms + round((now_s - then_s) * 1000)
+
+    def _now(self) -> Now:
+        budget_ms = self._now_ms()
+        return Now(budget_ms, self._wall_ns() // 1_000_000 if self.clock_ahead_ms is None else budget_ms)
 
 
 def _times(start_ms: int | None, end_ms: int | None) -> dict[str, str | int]:
@@ -434,7 +452,7 @@ def _used_weight(headers: httpx.Headers) -> int | None:
     return _number_in(headers.get("x-mbx-used-weight-1m") or headers.get("x-mbx-used-weight") or "")
 
 
-def _read_answer(response: _Reply, decode: Callable[[bytes], T], now_ms: int) -> T:
+def _read_answer(response: _Reply, decode: Callable[[bytes], T], now: Now) -> T:
     """Return the decoded body, or raise what the answer means (the table of facts/binance.md §7)."""
     if response.status_code == HTTPStatus.OK:
         try:
@@ -442,7 +460,7 @@ def _read_answer(response: _Reply, decode: Callable[[bytes], T], now_ms: int) ->
         except REFUSALS as error:
             raise UnavailableError(f"unreadable answer: {error}") from error
     refusal = _read_refusal(response)
-    raise _meaning(response, refusal, now_ms)
+    raise _meaning(response, refusal, now)
 
 
 def _read_refusal(response: _Reply) -> VenueRefusal:
@@ -454,10 +472,10 @@ def _read_refusal(response: _Reply) -> VenueRefusal:
         return VenueRefusal(0, f"{status} for {response.path}")
 
 
-def _meaning(response: _Reply, refusal: VenueRefusal, now_ms: int) -> Exception:
+def _meaning(response: _Reply, refusal: VenueRefusal, now: Now) -> Exception:
     status = response.status_code
     if status in _LIMITED_PAUSE_MS or refusal.code == _LIMIT_CODE:
-        return _LimitedError(_limited_until_ms(response, refusal, now_ms))
+        return _LimitedError(_limited_until_ms(response, refusal, now))
     if status == HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS:
         return RestrictedLocationError(refusal.text)
     passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING
@@ -466,12 +484,14 @@ def _meaning(response: _Reply, refusal: VenueRefusal, now_ms: int) -> Exception:
     return BadRequestError(refusal.code, refusal.text)
 
 
-def _limited_until_ms(response: _Reply, refusal: VenueRefusal, now_ms: int) -> int:
+def _limited_until_ms(response: _Reply, refusal: VenueRefusal, now: Now) -> int:
     """Return until when nothing may be sent: Retry-After (seconds), the time in the text, or a cautious guess."""
     seconds = _number_in(response.headers.get("retry-after", ""))
-    if seconds is not None:
-        return now_ms + min(max(seconds, _LEAST_PAUSE_S) * 1000, _LONGEST_BAN_MS)
     named = _BANNED_UNTIL.search(refusal.text)
-    if named is not None:
-        return min(int(named[1]) + _CLOCK_MARGIN_MS, now_ms + _LONGEST_BAN_MS)
-    return now_ms + _LIMITED_PAUSE_MS.get(response.status_code, _LIMITED_PAUSE_MS[429])
+    if seconds is not None:
+        pause_ms = max(seconds, _LEAST_PAUSE_S) * 1000
+    elif named is not None:
+        pause_ms = int(named[1]) - now.venue_ms + _CLOCK_MARGIN_MS
+    else:
+        pause_ms = _LIMITED_PAUSE_MS.get(response.status_code, _LIMITED_PAUSE_MS[429])
+    return now.budget_ms + min(pause_ms, _LONGEST_BAN_MS)

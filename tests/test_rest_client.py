@@ -285,6 +285,25 @@ async def test_minutes_are_those_of_the_venue(ahead_s: float, autojump_clock: Mo
     assert venue.times("exchangeInfo") == [60]
 
 
+async def test_a_ban_with_a_name_ends_by_the_venues_clock(autojump_clock: MockClock) -> None:
+    """Ours may be wrong by minutes."""
+    banned = Answer(418, {"code": -1003, "msg": f"IP banned until {START_MS + 300_000}."})
+    venue = FakeRest(script=deque([Answer(200, {"serverTime": START_MS}), banned]))
+    client = RestClient(
+        "https://venue.test",
+        Rest(),
+        metrics=Metrics(CollectorRegistry()),
+        wall_ns=Clock(-200.0),
+        random=Steady(),
+        transport=venue,
+    )
+    async with client:
+        await client.server_time_ms()
+        await client.ping()
+        assert client.silent_s() == 0
+    assert venue.times("ping") == [0, 301]
+
+
 async def test_the_clock_is_compared_again_and_again(autojump_clock: MockClock) -> None:
     """At once, and every five minutes; a venue that is away is asked later, and what was known holds."""
     venue = FakeRest(script=deque([Answer(500)]))

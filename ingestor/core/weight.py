@@ -109,9 +109,10 @@ class WeightBudget:
         self._told = max(self._told, used_by_address)
         self._used = max(self._used, used)
 
-    def trust_clock(self) -> None:
-        """Have minutes begin with the clock that is told from now on: it was set by the venue's."""
+    def move_clock(self, by_ms: int) -> None:
+        """Note that `now_ms` will be so much later from now on, set by the venue's clock: minutes begin with it."""
         self._shift_ms = 0
+        self.banned_until_ms += by_ms  # it ends when it would have
 
     def ban(self, until_ms: int) -> None:
         """Admit nothing at all before `until_ms`; the later of several bans counts."""

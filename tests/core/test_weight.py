@@ -120,7 +120,7 @@ def test_a_clock_that_was_set_is_trusted_again() -> None:
     late = budget.admit("trades", 25, 29_990)
     assert isinstance(late, Admission)
     budget.settle(late, 25, 30_000)
-    budget.trust_clock()
+    budget.move_clock(0)
     assert budget.used(59_999) == 0
     assert spend(budget, "trades", 500, 60_000) == 1
 
@@ -141,6 +141,15 @@ def test_during_a_ban_nothing_is_admitted() -> None:
     budget.ban(5_000)
     assert [budget.admit(purpose, 1, 4_000) for purpose in PARTS] == [6.0] * 4
     assert budget.admit("trades", 1, 10_000) == Admission(1, 0)
+
+
+def test_a_ban_ends_when_it_would_have_whatever_the_clock_turned_out_to_be() -> None:
+    """A minute of silence is a minute, although our clock was an hour behind."""
+    budget = WeightBudget(1_000, 1.0)
+    budget.ban(60_000)
+    budget.move_clock(3_600_000)
+    assert budget.admit("trades", 1, 3_600_000 + 20_000) == 40.0
+    assert budget.admit("trades", 1, 3_600_000 + 60_000) == Admission(1, 61)
 
 
 @given(
