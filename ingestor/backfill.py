@@ -628,6 +628,7 @@ class _RestLoad:
         found: list[Row] = []
         absences: list[Absence] = []
         lacking: Page | None = page
+        ids: list[int] = []
         for delay_s in (0.0, *_FRUITLESS_DELAYS_S):
             if lacking is None:
                 break
@@ -638,7 +639,9 @@ class _RestLoad:
             found += [row for row, number in zip(rows, ids, strict=True) if asked.first <= number <= asked.last]
             absent, lacking = self._pager.settle(asked, ids)
             absences += absent
-        if lacking is not None:
+        if lacking is not None and not ids:
+            absences += self._pager.give_up(lacking)
+        elif lacking is not None:  # it still comes in, a little at a time
             absences.append(Absence(lacking.first, lacking.last, "venue_has_none"))
         return found, absences
 

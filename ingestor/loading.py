@@ -3,7 +3,7 @@
 Backfill -> fan-in channel -> serializer -> producer (or an Avro file), as in the service. Progress is written down when
 Kinesis acknowledged, so a run may end at any instant and the same command goes on; a signal ends it after what was sent
 is delivered. The key of a record decides its lane, and a lane has one put in flight: what a kill may send twice is that
-put, which is less than a page.
+put, which is less than a page (unless `blob_bytes` was raised, and of each lane with the partition key `spread`).
 """
 
 from __future__ import annotations

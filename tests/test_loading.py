@@ -158,6 +158,22 @@ async def test_a_database_that_lags_is_waited_for(tmp_path: Path, autojump_clock
     assert trades_of(world.delivered()) == list(range(1_000))
 
 
+async def test_a_symbol_that_is_gone_costs_a_minute_and_not_one_for_each_page(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Half a year of minutes, of which it was traded for a day."""
+    begin_ms = START_MS - 180 * DAY_MS
+    history = history_of("BTCUSDT", trades=(), step_ms=1, start_ms=begin_ms)
+    add_bars(history, "1m", begin_ms, begin_ms + DAY_MS)
+    world = PastWorld(PastVenue([history]), tmp_path)
+    code, said = await load(world, Request(("BTCUSDT",), "kline_1m", begin_ms, START_MS, state=tmp_path / "state.json"))
+    assert code == 0
+    assert "1,440 records of 259,199 ids" in said
+    assert said.count("hole ") == 1
+    assert len(world.venue.requests) < 100
+    assert trio.current_time() < 120
+
+
 async def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, autojump_clock: MockClock) -> None:
     """What was sent is delivered first; the same command fetches the rest, and nothing twice."""
     history = history_of("BTCUSDT", trades=range(12_000), step_ms=100, start_ms=BEGIN_MS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import ssl
+import time
 import tracemalloc
 import zlib
 from collections import deque
@@ -20,6 +21,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from ingestor.config import Rest
 from ingestor.core.binance import RestKline, RestTrade
+from ingestor.local.market import Market as LocalMarket
+from ingestor.local.venue import Venue
 from ingestor.metrics import Metrics
 from ingestor.rest_client import (
     BadRequestError,
@@ -362,6 +365,27 @@ async def test_a_cancelled_request_leaves_its_weight_spent(autojump_clock: MockC
         with trio.move_on_after(1):
             await client.tickers()
         assert client._metrics.rest_weight_used._value.get() == 80
+
+
+async def test_connections_are_kept() -> None:
+    """One call after the other needs one connection, on real sockets."""
+    venue = Venue(LocalMarket(("BTCUSDT",), start_ms=time.time_ns() // 1_000_000, levels=100))
+    handled: list[trio.abc.Stream] = []
+    handle = venue.handle
+
+    async def counting(stream: trio.abc.Stream) -> None:
+        handled.append(stream)
+        await handle(stream)
+
+    venue.handle = counting  # type: ignore[method-assign]  # the one way in
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(venue.serve)
+        metrics = Metrics(CollectorRegistry())
+        async with RestClient(urls.rest_url, Rest(), metrics=metrics, wall_ns=time.time_ns, random=Steady()) as client:
+            for _ in range(5):
+                await client.ping()
+        nursery.cancel_scope.cancel()
+    assert len(handled) == 1
 
 
 async def test_certificates_are_verified_unless_a_transport_is_given() -> None:

@@ -95,6 +95,15 @@ class Pager:
         lacking = Page(max(page.first, last + 1), page.last)
         return Reading(absent, lacking if lacking.size > 0 else None)
 
+    def give_up(self, page: Page) -> list[Absence]:
+        """Say what it means that nothing was there from `page.first` on, again and again: nothing is, to the end.
+
+        What was not handed out yet never will be, or a symbol that is gone would cost as much patience as it has pages.
+        """
+        rest = self._wanted.within(page.first, self._wanted.highest) if self._wanted else Intervals()
+        self._wanted.subtract(rest)
+        return [Absence(first, last, "venue_has_none") for first, last in (page, *rest)]
+
     def left(self) -> int:
         """How many ids were not handed out yet."""
         return self._wanted.count()

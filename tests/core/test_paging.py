@@ -66,10 +66,12 @@ def test_every_wanted_id_is_found_or_declared_once(ids: set[int], wanted: Interv
         answer = venue.answer(page)
         reading = pager.settle(page, answer)
         found += [number for number in answer if page.first <= number <= page.last]
-        for absence in reading.absent:
-            declared += range(absence.first, absence.last + 1)
+        absent = reading.absent
         if reading.lacking is not None:
-            declared += range(reading.lacking.first, reading.lacking.last + 1)
+            assert not venue.answer(reading.lacking)
+            absent = [*absent, *pager.give_up(reading.lacking)]
+        for absence in absent:
+            declared += range(absence.first, absence.last + 1)
     everything = [number for first, last in wanted for number in range(first, last + 1)]
     assert sorted(found + declared) == everything
     assert set(found) == ids & set(everything)
@@ -115,6 +117,21 @@ def test_pages_in_flight_keep_what_they_were_given() -> None:
     assert pager.settle(first, [25]).absent == [Absence(0, 9, "venue_forgot"), Absence(20, 24, "venue_forgot")]
     assert pager.settle(second, [25]).absent == [Absence(10, 19, "venue_forgot")]
     assert pager.take() == Page(25, 29)
+
+
+def test_behind_the_end_nothing_is_asked_for() -> None:
+    """A symbol that is gone has no bars from then on: one page that stays empty says so for all that follow."""
+    pager = Pager(Intervals([(0, 14), (20, 39), (50, 1_000_000)]), 10)
+    first, second = pager.take(), pager.take()
+    assert first is not None
+    assert second is not None
+    assert pager.give_up(first) == [
+        Absence(0, 9, "venue_has_none"),
+        Absence(20, 39, "venue_has_none"),
+        Absence(50, 1_000_000, "venue_has_none"),
+    ]
+    assert pager.take() is None
+    assert pager.give_up(second) == [Absence(10, 14, "venue_has_none")]
 
 
 def test_a_short_answer_says_nothing_of_the_rest() -> None:
