@@ -127,7 +127,7 @@ async def test_killed_again_and_again_it_delivers_the_exact_set(moto_url: str, t
     stream = stream_name_of("backfill-killed")
     await trio.to_thread.run_sync(create_stream, client_of(moto_url), stream, 1)
     async with open_venue(new_venue()) as urls:
-        sections = configuration(urls, moto_url, stream, tmp_path, kinesis={"blob_bytes": 10_000})
+        sections = configuration(urls, moto_url, stream, tmp_path, kinesis={"blob_bytes": 20_000})
         lives = Lives(tmp_path, sections)
         for number in (*[signal.SIGKILL] * KILLS, signal.SIGINT):
             await lives.interrupt(number)
