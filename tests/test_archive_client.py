@@ -298,7 +298,7 @@ async def test_a_file_that_does_not_end_is_not_stored(
 ) -> None:
     """The disk is everybody's."""
     monkeypatch.setattr(archive_client, "_LARGEST_FILE_BYTES", 1_000)
-    async with client_of(Archive(bytes(5_000)), tmp_path, max_attempts=2) as client:
+    async with client_of(Archive(bytes(5_000)), tmp_path / "files", max_attempts=2) as client:
         with pytest.raises(DamagedFileError, match="more than 1000 bytes"):
             await client.fetch(FILE)
     assert list_of(tmp_path) == []

@@ -37,7 +37,7 @@ from ingestor.core.resume import Identity, Resume, beat_from_avro, beat_to_avro,
 from ingestor.core.sharding import select
 from ingestor.frames import FrameSlicer
 from ingestor.reader import ReadRecord, Unreadable
-from ingestor.rest_client import VenueError, _LimitedError, _read_answer, _Reply
+from ingestor.rest_client import Now, VenueError, _LimitedError, _read_answer, _Reply
 from ingestor.serializer import SINGLE_OBJECT, Schemas, Serializer, decode_heartbeat, encode_heartbeat
 
 if TYPE_CHECKING:
@@ -201,9 +201,9 @@ def rest(data: bytes) -> None:
     which, status = leading(data, 2)
     head, _, body = data[2:].rpartition(SEPARATOR)
     headers = [(name, value) for name, _, value in (line.partition(b":") for line in head.split(b"\n")) if name]
-    reply = _Reply(STATUSES[status % len(STATUSES)], "reason", httpx.Headers(headers), body)
+    reply = _Reply("/api/v3/time", STATUSES[status % len(STATUSES)], "reason", httpx.Headers(headers), body)
     try:
-        answer = _read_answer(reply, REST[which % len(REST)], NOW_MS)
+        answer = _read_answer(reply, REST[which % len(REST)], Now(NOW_MS, NOW_MS))
     except (VenueError, _LimitedError) as error:
         complaint = str(error)
     else:
