@@ -62,7 +62,14 @@ def tests(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Run the service against real engines on loopback: moto's server, and kinesis-local where Node.js is."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "-m", "integration", *session.posargs)
+    session.run("pytest", "-m", "integration and not alerts", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def alerts(session: nox.Session) -> None:
+    """Have a real Prometheus scrape real services until every alert has fired; `integration` does a part of it."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "alerts", *session.posargs)
 
 
 @nox.session(python=PYTHON)

@@ -666,6 +666,7 @@ class Line:
         config, world = self.service.config, self.service.world
         if config.spool.directory is None:
             return None
+        self.service.metrics.spool_limit.set(config.spool.max_bytes)
         files = SpoolFiles(
             config.spool.directory,
             "\n".join(self.author.identity),

@@ -116,11 +116,12 @@ def run(config_name: str) -> None:
 @click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="How long it runs.")
 @click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
 @click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
-def demo(seconds: float, replay: Path | None, *, chaos: bool) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the page.  [default: 8080, or a free one if taken]")
+def demo(seconds: float, replay: Path | None, port: int | None, *, chaos: bool) -> None:
     """Run everything on this machine, venue and Kinesis included, and prove that nothing is missing."""
     from ingestor.local.demo import run_demo  # noqa: PLC0415
 
-    sys.exit(run_demo(seconds=seconds, replay=replay, chaos=chaos))
+    sys.exit(run_demo(seconds=seconds, replay=replay, chaos=chaos, port=port))
 
 
 @main.command()

@@ -96,6 +96,7 @@ class Observed:
             "totals": metrics.totals(),
             "losses": metrics.losses(),
             "spool_bytes": value_of(metrics.spool_bytes),
+            "spool_limit_bytes": value_of(metrics.spool_limit),
             "watermark_lag_s": metrics.watermark_lag_s(),
             "at_ms": self.wall_ns() // 1_000_000,
             "details": self.details(),

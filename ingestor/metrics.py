@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
@@ -17,6 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ingestor import __version__
+from ingestor.core.delivery import RetryReason
+from ingestor.core.errors import SinkFailure
 from ingestor.core.model import HoleReason, PoisonReason
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Stage: TypeAlias = Literal["decoded", "encoded", "put", "acknowledged"]
 StreamType: TypeAlias = Literal["trade", "depth", "kline"]
+AbandonReason: TypeAlias = Literal["breaker_open", "out_of_time", "stop"]
 MessageCounts: TypeAlias = "Mapping[tuple[str, str], int]"  # (symbol, stream type) -> messages received so far
 
 # Log-spaced and dense around the flush interval of one second; one list for both histograms, so that they compare.
@@ -246,6 +250,9 @@ class Metrics:
         self.breaker_state = Gauge("kinesis_breaker_state", "0 closed, 1 half-open, 2 open.", registry=registry)
         self.held_bytes = Gauge("kinesis_held_bytes", "Bytes the producer holds in memory.", registry=registry)
         self.spool_bytes = Gauge("spool_bytes", "Bytes that wait on disk.", registry=registry)
+        self.spool_limit = Gauge(
+            "spool_limit_bytes", "Bytes that may wait on disk; 0 without a disk for it.", registry=registry
+        )
         self.abandoned = Counter(
             "records_abandoned", "Records let go at stop, unclaimed.", ["reason"], registry=registry
         )
@@ -253,6 +260,11 @@ class Metrics:
         self.publications = Counter(
             "cloudwatch_publications", "Sendings of metrics to CloudWatch.", ["outcome"], registry=registry
         )
+        begin_at_zero(self.puts, ("accepted", "partial", *get_args(SinkFailure)))
+        begin_at_zero(self.entries_retried, get_args(RetryReason))
+        begin_at_zero(self.abandoned, get_args(AbandonReason))
+        begin_at_zero(self.beats, ("acknowledged", "failed"))
+        begin_at_zero(self.publications, ("accepted", "failed"))
 
     def _completeness(self, registry: CollectorRegistry) -> None:
         self.dead_letters = Counter("dead_letters", "Messages and records given up.", ["reason"], registry=registry)
@@ -268,14 +280,10 @@ class Metrics:
         self.holes_declared = Counter(
             "holes_declared", "Holes declared in the stream.", ["stream_type", "reason"], registry=registry
         )
-        # A counter that starts at its first loss hides that loss from rate(); the closed sets start at zero instead.
-        for poison_reason in get_args(PoisonReason):
-            self.dead_letters.labels(poison_reason)
-        for stream_type in get_args(StreamType):
-            for counter in (self.gaps_detected, self.ids_repaired, self.duplicates_dropped):
-                counter.labels(stream_type)
-            for hole_reason in get_args(HoleReason):
-                self.holes_declared.labels(stream_type, hole_reason)
+        begin_at_zero(self.dead_letters, get_args(PoisonReason))
+        for counter in (self.gaps_detected, self.ids_repaired, self.duplicates_dropped):
+            begin_at_zero(counter, get_args(StreamType))
+        begin_at_zero(self.holes_declared, get_args(StreamType), get_args(HoleReason))
 
     def count_messages_by(self, read: Callable[[], MessageCounts], read_ever: Callable[[], int] | None = None) -> None:
         """Have `messages_received_total` read from `read` at scrape time, so that no message pays for it.
@@ -338,6 +346,15 @@ class Metrics:
 def open_metrics() -> Metrics:
     """Make metrics on a registry of their own."""
     return Metrics(CollectorRegistry())
+
+
+def begin_at_zero(counter: Counter, *values: Sequence[str]) -> None:
+    """Export `counter` for every combination of these values of its labels, closed sets, from the start.
+
+    One that began with its first loss would hide that loss from `rate`, and a graph would be empty instead of zero.
+    """
+    for labels in product(*values):
+        counter.labels(*labels)
 
 
 def value_of(metric: Collector) -> float:

@@ -173,9 +173,9 @@ def test_demo_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     recording = tmp_path / "ws.jsonl"
     recording.touch()
     demo = stand_in(monkeypatch, "ingestor.local.demo", answer=1)
-    result = invoke("demo", "--seconds", "5", "--replay", str(recording), "--chaos")
+    result = invoke("demo", "--seconds", "5", "--replay", str(recording), "--chaos", "--port", "9")
     assert result.exit_code == 1
-    assert demo.calls == [("run_demo", (), {"seconds": 5.0, "replay": recording, "chaos": True})]
+    assert demo.calls == [("run_demo", (), {"seconds": 5.0, "replay": recording, "chaos": True, "port": 9})]
 
 
 def test_simulate_passes_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

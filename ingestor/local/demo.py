@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingestor import app, logs
-from ingestor.config import BatchLimits, Binance, Config, DeadLetters, Health, Heartbeat, Kinesis, Logging
+from ingestor.config import BatchLimits, Binance, Config, DeadLetters, Health, Heartbeat, Kinesis, Logging, Spool
 from ingestor.health_check import BindError, bind
 from ingestor.inspection import open_reader
 from ingestor.inspection import prove as read_back
@@ -51,24 +51,28 @@ PREFERRED_PORT: Final = 8080
 FAKE_CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo"}
 
 
-def run_demo(*, seconds: float, replay: Path | None, chaos: bool) -> int:
-    """Run the demo for `seconds`, or until a recording is played; return 1 if anything is missing."""
+def run_demo(*, seconds: float, replay: Path | None, chaos: bool, port: int | None = None) -> int:
+    """Run the demo for `seconds`, or until a recording is played; return 1 if anything is missing.
+
+    The page is on `port`, or on the usual one if that is free.
+    """
     os.environ.update(FAKE_CREDENTIALS)  # the embedded Kinesis takes any, and real ones have no business here
     os.environ.pop("AWS_SESSION_TOKEN", None)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="ingestor-demo-") as scratch:
-        return trio.run(partial(Demo(console, Path(scratch), replay, chaos=chaos).run, seconds))
+        return trio.run(partial(Demo(console, Path(scratch), replay, chaos=chaos, port=port).run, seconds))
 
 
 class Demo:
     """One run of everything on this machine."""
 
-    def __init__(self, console: Console, scratch: Path, replay: Path | None, *, chaos: bool) -> None:
+    def __init__(self, console: Console, scratch: Path, replay: Path | None, *, chaos: bool, port: int | None) -> None:
         self._console = console
         self._scratch = scratch
         self._source, self._streams = open_source(replay)
         self._is_replay = replay is not None
         self._chaos = chaos
+        self._port = preferred_port() if port is None else port
 
     async def run(self, seconds: float) -> int:
         """Run it and print the proof; return the exit code."""
@@ -80,7 +84,7 @@ class Demo:
             trio.open_nursery() as nursery,
         ):
             urls = await nursery.start(venue.serve)
-            config = configure(urls, endpoint_url, self._streams, self._scratch)
+            config = configure(urls, endpoint_url, self._streams, self._scratch, self._port)
             produced = await self._serve(config, venue, seconds)
             is_proven = await self._prove(config, produced)
             nursery.cancel_scope.cancel()
@@ -156,7 +160,7 @@ def is_ours(stream: str) -> bool:
     return kind in ("trade", "depth@100ms") or (kind.startswith("kline_") and "@" not in kind)
 
 
-def configure(urls: VenueUrls, endpoint_url: str, streams: list[str], scratch: Path) -> Config:
+def configure(urls: VenueUrls, endpoint_url: str, streams: list[str], scratch: Path, port: int) -> Config:
     """Make the configuration that points the service at everything embedded."""
     kinds = {stream.partition("@")[2].partition("@")[0] for stream in streams}
     intervals = sorted(kind.removeprefix("kline_") for kind in kinds if kind.startswith("kline_"))
@@ -173,8 +177,9 @@ def configure(urls: VenueUrls, endpoint_url: str, streams: list[str], scratch: P
         ),
         kinesis=Kinesis(stream_name=DATA_STREAM, endpoint_url=endpoint_url, batch=BatchLimits(flush_interval_s=0.5)),
         heartbeat=Heartbeat(stream_name=HEARTBEAT_STREAM, interval_s=2.0),
+        spool=Spool(directory=scratch / "spool"),
         dead_letter=DeadLetters(directory=scratch / "dead-letter"),
-        health=Health(host="127.0.0.1", port=preferred_port()),
+        health=Health(host="127.0.0.1", port=port),
     )
 
 

@@ -128,6 +128,17 @@ class Running:
                 return
             await trio.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        """Its number among the processes of this machine."""
+        return self._process.pid
+
+    async def freeze(self, for_s: float) -> None:
+        """Take the CPU away from it for a while, as a container is throttled."""
+        self._process.send_signal(signal.SIGSTOP)
+        await trio.sleep(for_s)
+        self._process.send_signal(signal.SIGCONT)
+
     async def stop(self) -> int:
         """Ask it to stop, as an orchestrator does; return the exit code."""
         self._process.send_signal(signal.SIGTERM)
