@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from ingestor.core.backoff import Backoff
     from ingestor.core.binance import Control
-    from ingestor.core.health import ConnectionState, HealthBoard
+    from ingestor.core.health import HealthBoard
     from ingestor.core.intake import Inlet
     from ingestor.core.model import Subscription
     from ingestor.metrics import Metrics
@@ -244,7 +244,7 @@ class Feed:
         except DisconnectedError as loss:
             self.loss = loss
         finally:
-            enter(self.fact, "down")
+            self.fact.enter("down", trio.current_time())
         self.ended.set()
         self.changed.set()
 
@@ -290,7 +290,7 @@ class Feed:
         self._asked_again.set()
 
     async def _run(self, connect: Connect, url: VenueUrl) -> None:
-        enter(self.fact, "connecting")
+        self.fact.enter("connecting", trio.current_time())
         lane = ReceiveLane(await self._open(connect), self._hand_over)
         losses: list[BaseException] = []
         try:
@@ -324,7 +324,7 @@ class Feed:
         async with trio.open_nursery() as nursery:
             socket = await self._shake_hands(nursery, lane, url)
             self._enter()
-            enter(self.fact, "subscribing")
+            self.fact.enter("subscribing", trio.current_time())
             with self._metrics.connections_open.track_inprogress():
                 nursery.start_soon(self._watch_silence, lane)
                 nursery.start_soon(self._watch_close, socket)
@@ -425,15 +425,8 @@ class Feed:
         self._answered.set()
         self.fact.acknowledged = self.subscribing.acknowledged
         if self.subscribing.is_settled and self.fact.state != "live":
-            enter(self.fact, "live")
+            self.fact.enter("live", trio.current_time())
             log.info("subscribed", connection=self._name, subscriptions=self.subscribing.acknowledged)
-
-
-def enter(fact: ConnectionFact, state: ConnectionState) -> None:
-    """Note that the connection is in another state from now on."""
-    fact.state, fact.since_s = state, trio.current_time()
-    if state != "live":
-        fact.acknowledged = 0
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
@@ -506,8 +499,9 @@ class Connection:
         self._farewell = Farewell(limits.farewell_s)
         self._feeds: dict[Feed, None] = {}  # those that have not ended
         self._staying = trio.CancelScope()
+        now = trio.current_time()
         self._fact = board.connections[name] = ConnectionFact(
-            subscriptions=len(self.subscriptions), share=share or name, since_s=trio.current_time()
+            subscriptions=len(self.subscriptions), share=share or name, since_s=now, lost_s=now
         )
         self._last_shutdown_s = -math.inf
 
@@ -559,7 +553,10 @@ class Connection:
             limits=self._limits,
             farewell=self._farewell,
             fact=ConnectionFact(
-                subscriptions=len(self.subscriptions), share=last.share, last_message_s=last.last_message_s
+                subscriptions=len(self.subscriptions),
+                share=last.share,
+                last_message_s=last.last_message_s,
+                lost_s=last.lost_s,
             ),
             metrics=self._metrics,
             lifetime_s=lifetime_s(self._limits.rollover_after_s, self._jitter),

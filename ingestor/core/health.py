@@ -23,7 +23,8 @@ Status: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
 class ConnectionFact:
     """One WebSocket connection: written by the task that supervises it. `since_s` is when it entered its state.
 
-    Connections of the same `share` carry the same subscriptions, each one a stand-in for the others.
+    `lost_s` is since when it does not flow, through all attempts to open it again; None while it does. Connections of
+    the same `share` carry the same subscriptions, each one a stand-in for the others.
     """
 
     state: ConnectionState = "connecting"
@@ -32,11 +33,21 @@ class ConnectionFact:
     subscriptions: int = 0
     acknowledged: int = 0
     share: str = ""
+    lost_s: float | None = None
 
     @property
     def is_live(self) -> bool:
         """It is open and the venue has acknowledged every subscription."""
         return self.state == "live" and self.acknowledged >= self.subscriptions
+
+    def enter(self, state: ConnectionState, now: float) -> None:
+        """Note that it is in another state from now on."""
+        self.state, self.since_s = state, now
+        if state == "live":
+            self.lost_s = None
+        else:
+            self.acknowledged = 0
+            self.lost_s = now if self.lost_s is None else self.lost_s
 
 
 @dataclass(slots=True)
@@ -81,6 +92,7 @@ class ConnectionReport(Struct, frozen=True):
 
     state: ConnectionState
     state_age_s: float
+    lost_age_s: float | None
     last_message_age_s: float | None
     subscriptions: int
     acknowledged: int
@@ -169,8 +181,10 @@ class HealthBoard:
 
     def report(self, now: float) -> Report:
         """Name what is wrong, component by component, and give the facts as ages."""
-        complaints = [*self._loop_complaints(now), *self._websocket_complaints(now), *self._kinesis_complaints(now)]
-        complaints += self._heartbeat_complaints(now)
+        complaints = [*self._loop_complaints(now)]
+        if not self.stopping:  # a stop closes the connections
+            complaints += self._websocket_complaints(now)
+        complaints += [*self._kinesis_complaints(now), *self._heartbeat_complaints(now)]
         severities = {complaint.status for complaint in complaints}
         status: Status = "unhealthy" if "unhealthy" in severities else "degraded" if severities else "healthy"
         return Report(
@@ -205,8 +219,9 @@ class HealthBoard:
         for name, fact in self.connections.items():
             silent_s = now - max(fact.since_s, fact.last_message_s or fact.since_s)
             if fact.state != "live":
-                text = f"{name} is {fact.state} for {now - fact.since_s:.0f} s"
-                status = "degraded" if self._is_carried(name) else self._after_outage(fact.since_s, now)
+                lost_s = fact.since_s if fact.lost_s is None else fact.lost_s
+                text = f"{name} is {fact.state} for {now - lost_s:.0f} s"
+                status = "degraded" if self._is_carried(name) else self._after_outage(lost_s, now)
                 yield Complaint(status, "websocket", text)
             elif not fact.is_live:
                 text = f"{name} has {fact.acknowledged} of {fact.subscriptions} subscriptions acknowledged"
@@ -249,6 +264,7 @@ class HealthBoard:
                 name: ConnectionReport(
                     state=fact.state,
                     state_age_s=now - fact.since_s,
+                    lost_age_s=age(fact.lost_s, now),
                     last_message_age_s=age(fact.last_message_s, now),
                     subscriptions=fact.subscriptions,
                     acknowledged=fact.acknowledged,

@@ -164,15 +164,12 @@ export class Chart {
 
   #paths(x, y) {
     return this.series.map(({ key }, index) => {
-      let isDown = false; // whether the pen is on the paper: it is lifted where nothing is known
-      const steps = this.points.map((point) => {
-        if (point[key] === null || this.nowS - point.uptime_s > this.windowS) {
-          isDown = false;
-          return '';
-        }
-        const step = `${isDown ? 'L' : 'M'}${x(point).toFixed(1)} ${y(point[key]).toFixed(1)}`;
-        isDown = true;
-        return step;
+      const isKnown = (point) => point !== undefined && point[key] !== null && this.nowS - point.uptime_s <= this.windowS;
+      const steps = this.points.map((point, place) => {
+        if (!isKnown(point)) return ''; // the pen is lifted where nothing is known
+        const isFirst = !isKnown(this.points[place - 1]);
+        const step = `${isFirst ? 'M' : 'L'}${x(point).toFixed(1)} ${y(point[key]).toFixed(1)}`;
+        return isFirst && !isKnown(this.points[place + 1]) ? `${step}m-3 0h6` : step; // alone, and seen all the same
       });
       return svg('path', { d: steps.join('') || 'M0 0', class: `series s${index}` });
     });

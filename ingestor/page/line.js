@@ -2,7 +2,7 @@
 // The line as a picture: what flows through each stage, and what leaves it at the side. Wide, or tall on a phone.
 
 import { svg } from './chart.js';
-import { ago, bytes, count, duration, markOf, plural, rate } from './words.js';
+import { ago, bytes, count, duration, heldBytes, isShut, live, markOf, owed, plural, rate } from './words.js';
 
 /** @typedef {import('./words.js').Tone} Tone */
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
@@ -17,7 +17,7 @@ const TITLES = {
 
 /** @returns {{size: number[], boxes: Object<string, Box>}} */
 function wide() {
-  const [width, height, step] = [146, 88, 187];
+  const [width, height, step] = [154, 88, 186];
   const boxes = {};
   STAGES.forEach((name, index) => { boxes[name] = { x: 1 + index * step, y: 24, width, height }; });
   for (const [name, stage] of Object.entries(SIDES)) boxes[name] = { x: boxes[stage].x, y: 156, width, height: 74 };
@@ -26,10 +26,10 @@ function wide() {
 
 /** @returns {{size: number[], boxes: Object<string, Box>}} */
 function tall() {
-  const [width, height, step] = [186, 70, 102];
+  const [width, height, step] = [172, 70, 102];
   const boxes = {};
   STAGES.forEach((name, index) => { boxes[name] = { x: 1, y: 1 + index * step, width, height }; });
-  for (const [name, stage] of Object.entries(SIDES)) boxes[name] = { x: 217, y: boxes[stage].y, width: 126, height };
+  for (const [name, stage] of Object.entries(SIDES)) boxes[name] = { x: 191, y: boxes[stage].y, width: 152, height };
   return { size: [344, 5 * step + height + 2], boxes };
 }
 
@@ -50,8 +50,9 @@ export class LinePicture {
     for (const [name, saying] of Object.entries(sayings)) this.#fill(name, saying);
     const perSecond = [rates.messages, rates.messages, rates.decoded, rates.encoded, rates.acknowledged];
     perSecond.forEach((value, index) => {
-      this.labels[index].textContent = rate(value ?? null);
-      this.pipes[index].classList.toggle('flowing', (value ?? 0) > 0 && !status.stopping);
+      const isCut = index < 2 && live(status) === 0; // a rate is of the last seconds, and would still look like life
+      this.labels[index].textContent = rate(isCut ? 0 : value ?? null);
+      this.pipes[index].classList.toggle('flowing', (value ?? 0) > 0 && !status.stopping && !isCut);
     });
     this.pipes.at(-1).classList.toggle('blocked', status.kinesis.breaker === 'open');
     const words = [...STAGES, ...Object.keys(SIDES)].map((name) => `${TITLES[name]}: ${sayings[name].value}, ${sayings[name].note}`);
@@ -127,40 +128,78 @@ export class LinePicture {
 function describe(status) {
   const { kinesis, losses, channels, totals } = status;
   const line = status.details.line ?? {};
-  const connections = Object.values(status.websocket.connections);
-  const live = connections.filter((each) => each.state === 'live' && each.acknowledged >= each.subscriptions).length;
-  const owed = (line.repair?.trades ?? 0) + (line.repair?.bars ?? 0);
-  const waiting = (channels.records?.bytes ?? 0) + (channels.encoded?.bytes ?? 0);
-  const worries = (component) => status.complaints.some((each) => each.component === component);
-  const age = status.websocket.last_message_age_s;
-  const isOpen = kinesis.breaker !== 'closed' || kinesis.configuration_error !== null;
-  const sinkTone = isOpen ? 'bad' : worries('kinesis') ? 'warn' : 'good';
+  const queued = (channels.records?.bytes ?? 0) + (channels.encoded?.bytes ?? 0);
+  const asked = owed(status);
+  const sent = kinesis.last_success_age_s;
   return {
-    venue: { tone: worries('websocket') ? 'warn' : 'good', value: plural(line.symbols ?? 0, 'symbol'), note: shorten(line.venue ?? '') },
-    connections: {
-      tone: live < connections.length ? (live === 0 ? 'bad' : 'warn') : live === 0 ? 'idle' : worries('websocket') ? 'warn' : 'good',
-      value: `${live} of ${connections.length} live`,
-      note: age === null ? 'no message yet' : age < 1 ? 'last message now' : `silent for ${duration(age)}`,
-    },
+    ...describeSources(status, line),
     check: {
-      tone: owed > 0 ? 'warn' : 'good',
-      value: owed > 0 ? `${count(owed)} missing` : 'none missing',
-      note: `books ${line.books?.synchronised ?? 0} of ${line.books?.all ?? 0}`,
+      tone: asked > 0 ? 'warn' : 'good',
+      value: asked > 0 ? `${short(asked)} missing` : 'none missing',
+      note: describeChecked(status.rates, line.books ?? { synchronised: 0, all: 0 }),
     },
-    encode: { tone: 'good', value: 'Avro', note: `${bytes(waiting)} in queues` },
-    deliver: { tone: sinkTone, value: isOpen ? `breaker ${kinesis.breaker.replace('_', '-')}` : 'flowing', note: `${bytes(kinesis.held_bytes)} held` },
+    encode: { tone: 'good', value: 'Avro', note: `${bytes(queued)} in queues` },
+    deliver: { tone: sinkTone(status), value: sinkWord(status), note: `${bytes(heldBytes(status) - queued)} held` },
     kinesis: {
-      tone: kinesis.last_success_age_s === null ? 'idle' : sinkTone,
-      value: short(totals.records),
-      note: kinesis.last_success_age_s === null ? 'records yet' : `records, ${ago(status.at_ms - kinesis.last_success_age_s * 1000, status.at_ms)}`,
+      tone: sent === null ? 'idle' : sinkTone(status),
+      value: `${short(totals.records)} records`,
+      note: sent === null ? 'none yet' : `last ${ago(status.at_ms - sent * 1000, status.at_ms)}`,
     },
     repair: {
-      tone: owed > 0 ? 'warn' : 'good',
+      tone: asked > 0 ? 'warn' : 'good',
       value: `${short(losses.ids_repaired)} fetched`,
-      note: owed > 0 ? `${count(owed)} to go` : plural(losses.gaps_detected, 'gap'),
+      note: asked > 0 ? `${count(asked)} to go` : `${plural(losses.gaps_detected, 'gap')} found`,
     },
-    letters: { tone: losses.dead_letters > 0 ? 'warn' : 'good', value: count(losses.dead_letters), note: losses.dead_letters > 0 ? 'given up' : 'none given up' },
-    spool: { tone: status.spool_bytes > 0 ? 'warn' : 'good', value: bytes(status.spool_bytes), note: status.spool_bytes > 0 ? 'waits on disk' : 'disk not needed' },
+    letters: { tone: losses.dead_letters > 0 ? 'warn' : 'good', value: short(losses.dead_letters), note: losses.dead_letters > 0 ? 'given up' : 'none given up' },
+    spool: describeSpool(status),
+  };
+}
+
+function describeSources(status, line) {
+  const all = Object.keys(status.websocket.connections).length;
+  const flowing = live(status);
+  const age = status.websocket.last_message_age_s;
+  const symbols = { value: plural(line.symbols ?? 0, 'symbol'), note: shorten(line.venue ?? '') };
+  if (status.stopping) {
+    return { venue: { tone: 'idle', ...symbols }, connections: { tone: 'idle', value: 'closed', note: 'by the stop' } };
+  }
+  const isWorried = status.complaints.some((each) => each.component === 'websocket');
+  const tone = flowing < all ? (flowing === 0 && status.started ? 'bad' : 'warn') : all === 0 ? 'idle' : isWorried ? 'warn' : 'good';
+  return {
+    venue: { tone: isWorried ? 'warn' : 'good', ...symbols },
+    connections: {
+      tone,
+      value: `${flowing} of ${all} live`,
+      note: age === null ? 'no message yet' : age < 1 ? 'last message now' : `silent for ${duration(age)}`,
+    },
+  };
+}
+
+/** Most interim updates of a quiet bar say nothing new; where they end should not be a riddle. */
+function describeChecked({ messages = 0, decoded = 0 }, books) {
+  if (books.synchronised < books.all) return `${count(books.synchronised)} of ${plural(books.all, 'book')}`;
+  return messages - decoded > messages / 20 + 1 ? `${rate(messages - decoded)} nothing new` : plural(books.all, 'book');
+}
+
+function sinkTone(status) {
+  if (isShut(status)) return 'bad';
+  if (status.kinesis.last_success_age_s === null) return 'idle';
+  return status.complaints.some((each) => each.component === 'kinesis') ? 'warn' : 'good';
+}
+
+function sinkWord({ kinesis }) {
+  if (kinesis.configuration_error !== null) return 'misconfigured';
+  if (kinesis.breaker !== 'closed') return kinesis.breaker === 'open' ? 'breaker open' : 'probing';
+  return kinesis.last_success_age_s === null ? 'waiting' : 'flowing';
+}
+
+function describeSpool(status) {
+  if (status.kinesis.spool_trouble) return { tone: 'bad', value: 'disk fails', note: 'memory instead' };
+  if (status.spool_limit_bytes === 0) return { tone: 'good', value: 'memory', note: 'no disk set up' };
+  return {
+    tone: status.spool_bytes > 0 ? 'warn' : 'good',
+    value: status.spool_bytes > 0 ? bytes(status.spool_bytes) : 'empty',
+    note: `${bytes(status.spool_limit_bytes)} of disk`,
   };
 }
 
@@ -169,5 +208,5 @@ function shorten(text) {
 }
 
 function short(value) {
-  return value < 1e6 ? count(value) : value.toLocaleString('en', { notation: 'compact', maximumFractionDigits: 2 });
+  return value < 1e4 ? count(value) : value.toLocaleString('en', { notation: 'compact', maximumFractionDigits: 1 });
 }

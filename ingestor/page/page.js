@@ -3,11 +3,14 @@
 
 import { Chart } from './chart.js';
 import { LinePicture } from './line.js';
-import { ago, bytes, clock, count, duration, headline, markOf, rate, toneOf, wordOf } from './words.js';
+import {
+  ago, bytes, clock, count, duration, headline, isShut, markOf, owed, rate, toneOf, troubles, wordOf, zone,
+} from './words.js';
 
 const STALE_MS = 5000;
 const REOPEN_MS = 3000;
 const LEAST_SHOWN_S = 60;
+const CPU_OVER_S = 10;
 const TONES = { live: 'good', down: 'bad', connecting: 'warn', subscribing: 'warn', healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
 const COLOURS = { good: '#1a7f43', warn: '#b26a00', bad: '#c0281e', idle: '#66707a' };
 
@@ -33,6 +36,8 @@ let keepPoints = 451;
 let heardMs = performance.now();
 let heardAt = null;
 let announced = '';
+/** @type {Array<{uptime_s: number, cpu_s: number}>} */
+let cpu = [];
 /** @type {?EventSource} */
 let source = null;
 
@@ -81,8 +86,9 @@ function tile(label, value, tone) {
   return made;
 }
 
-function state(text) {
-  const tone = TONES[text] ?? 'idle';
+/** @param {string} text @param {boolean} isMeant @returns {HTMLElement} */
+function state(text, isMeant) {
+  const tone = isMeant ? 'idle' : (TONES[text] ?? 'idle');
   return element('span', `${markOf(tone)} ${text}`, `state ${tone}`);
 }
 
@@ -98,9 +104,10 @@ function showVerdict(status) {
   at('mark').textContent = markOf(tone);
   at('headline').textContent = headline(status);
   at('complaints').replaceChildren(
-    ...status.complaints.map((each) => {
+    ...troubles(status).map(({ component, texts, advice }) => {
       const item = element('li');
-      item.append(element('b', each.component), ` ${each.text}`);
+      item.append(element('b', component), ` ${texts.join('; ')}`);
+      if (advice) item.append(element('span', advice, 'advice'));
       return item;
     }),
   );
@@ -126,37 +133,48 @@ function showFacts(status) {
 
 function showTiles(status) {
   const { losses, kinesis, process } = status;
-  const owed = (status.details.line?.repair?.trades ?? 0) + (status.details.line?.repair?.bars ?? 0);
   const loss = (total) => (total > 0 ? 'warn' : '');
+  const worried = (component) => (status.complaints.some((each) => each.component === component) ? 'warn' : '');
+  const spool = status.spool_limit_bytes > 0 ? `${bytes(status.spool_bytes)} of ${bytes(status.spool_limit_bytes)}` : 'no disk';
   at('tiles').replaceChildren(
     tile('gaps found', count(losses.gaps_detected), ''),
     tile('ids repaired', count(losses.ids_repaired), ''),
-    tile('being repaired', count(owed), loss(owed)),
+    tile('being repaired', count(owed(status)), loss(owed(status))),
     tile('holes declared', count(losses.holes_declared), loss(losses.holes_declared)),
     tile('dead letters', count(losses.dead_letters), loss(losses.dead_letters)),
-    tile('spooled on disk', bytes(status.spool_bytes), loss(status.spool_bytes)),
-    tile('breaker', kinesis.breaker.replace('_', '-'), kinesis.breaker === 'closed' ? '' : 'bad'),
+    tile('spooled on disk', spool, worried('spool') || loss(status.spool_bytes)),
+    tile('breaker', kinesis.configuration_error ? 'misconfigured' : kinesis.breaker.replace('_', '-'), isShut(status) ? 'bad' : ''),
     tile('reconnections', count(losses.reconnections), ''),
-    tile('last heartbeat', status.heartbeat_age_s === null ? 'none yet' : ago(status.at_ms - status.heartbeat_age_s * 1000, status.at_ms), ''),
-    tile('memory', bytes(process.memory_bytes), ''),
+    tile('last heartbeat', status.heartbeat_age_s === null ? 'none yet' : ago(status.at_ms - status.heartbeat_age_s * 1000, status.at_ms), worried('heartbeat')),
+    tile('memory, CPU', `${bytes(process.memory_bytes)} · ${usedCpu(status)}`, ''),
   );
+}
+
+/** @param {object} status @returns {string} the share of a core that it took over the last seconds */
+function usedCpu({ uptime_s: uptimeS, process }) {
+  if (process.cpu_seconds === undefined) return '–';
+  if (uptimeS < (cpu.at(-1)?.uptime_s ?? 0)) cpu = []; // another process answers now
+  cpu = [...cpu, { uptime_s: uptimeS, cpu_s: process.cpu_seconds }].filter((each) => uptimeS - each.uptime_s <= CPU_OVER_S);
+  const elapsedS = uptimeS - cpu[0].uptime_s;
+  const share = elapsedS > 0 ? (process.cpu_seconds - cpu[0].cpu_s) / elapsedS : process.cpu_seconds / Math.max(uptimeS, 1);
+  return `${Math.round(share * 100)}\u00a0%`;
 }
 
 function showTables(status) {
   const nowMs = status.at_ms;
   const line = status.details.line ?? {};
-  const range = (each) => (each.first === each.last ? String(each.first) : `${each.first}–${each.last}`);
+  const range = (each) => (each.first === each.last ? String(each.first) : `${each.first}–\u200b${each.last}`);
   const stream = (each) => `${each.symbol} ${each.stream}`;
   table(
     'repaired',
-    ['stream', 'ids', 'at'],
-    [...(line.repaired ?? [])].reverse().map((each) => [stream(each), range(each), time(each.repaired_ms)]),
+    ['at', 'stream', 'ids'],
+    [...(line.repaired ?? [])].reverse().map((each) => [time(each.repaired_ms), stream(each), range(each)]),
     'No gap had to be repaired.',
   );
   table(
     'holes',
-    ['stream', 'ids', 'why', 'at'],
-    [...(status.details.holes ?? [])].reverse().map((each) => [stream(each), range(each), each.reason.replaceAll('_', ' '), time(each.detected_ms)]),
+    ['at', 'stream', 'why', 'ids'],
+    [...(status.details.holes ?? [])].reverse().map((each) => [time(each.detected_ms), stream(each), each.reason.replaceAll('_', ' '), range(each)]),
     'No hole had to be declared.',
   );
   table(
@@ -164,8 +182,8 @@ function showTables(status) {
     ['name', 'state', 'for', 'last message', 'subscribed'],
     Object.entries(status.websocket.connections).map(([name, each]) => [
       name,
-      state(each.state),
-      duration(each.state_age_s),
+      state(each.state, status.stopping),
+      duration(each.lost_age_s ?? each.state_age_s),
       each.last_message_age_s === null ? 'none yet' : ago(nowMs - each.last_message_age_s * 1000, nowMs),
       `${each.acknowledged} of ${each.subscriptions}`,
     ]),
@@ -179,10 +197,13 @@ function showTables(status) {
     ]),
     'Nothing is subscribed yet.',
   );
+  const worst = line.overview?.symbols ?? [];
+  const of = worst.length < (line.symbols ?? 0) ? ` (${count(worst.length)} of ${count(line.symbols)})` : '';
+  at('symbols-title').textContent = `Symbols, furthest behind first${of}`;
   table(
     'symbols',
-    ['symbol', 'lag', 'trade', 'depth', 'kline'],
-    (line.overview?.symbols ?? []).map((each) => [
+    ['symbol', 'behind', 'last trade', 'depth', 'kline'],
+    worst.map((each) => [
       each.symbol, duration(each.lag_s), ...['trade', 'depth', 'kline'].map((type) => ago(each.last_event_ms[type], nowMs)),
     ]),
     'Nothing is subscribed yet.',
@@ -260,5 +281,6 @@ document.addEventListener('visibilitychange', () => {
   heardMs = performance.now();
   listen();
 });
+at('zone').textContent = zone() === 'UTC' ? 'Times are in UTC.' : `Times are those of this device, ${zone()}; the log speaks UTC.`;
 setInterval(warnIfStale, 1000);
 listen();

@@ -67,6 +67,32 @@ def test_readiness_needs_one_of_two_connections_that_stand_in_for_each_other() -
     assert board.report(NOW).status == "unhealthy"
 
 
+def test_an_outage_lasts_through_all_attempts_to_end_it() -> None:
+    """A connection that is refused again and again is out since it was lost, not since the last refusal."""
+    board = healthy_board()
+    board.heartbeat_acknowledged_s = NOW + 60
+    fact = board.connections["ws-0"]
+    for at_s in range(0, 70, 10):
+        fact.enter("down", NOW + at_s)
+        fact.enter("connecting", NOW + at_s + 2)
+    assert complaints(board, NOW + 65) == [("unhealthy", "websocket", "ws-0 is connecting for 65 s")]
+    report = board.report(NOW + 65).websocket.connections["ws-0"]
+    assert (report.state_age_s, report.lost_age_s, report.acknowledged) == (3.0, 65.0, 0)
+    fact.enter("subscribing", NOW + 66)
+    fact.enter("live", NOW + 67)
+    fact.acknowledged = 3
+    assert board.report(NOW + 67).status == "healthy"
+    assert board.report(NOW + 67).websocket.connections["ws-0"].lost_age_s is None
+
+
+def test_a_stop_does_not_complain_of_the_connections_that_it_closes() -> None:
+    """What is being done on purpose is no news."""
+    board = healthy_board()
+    board.stopping = True
+    board.connections["ws-0"].enter("down", NOW)
+    assert complaints(board, NOW + 1) == [("degraded", "process", "stopping")]
+
+
 def test_readiness_needs_every_subscription_acknowledged() -> None:
     """A live connection that misses an acknowledgement is not ready, and says how many are missing."""
     board = healthy_board()

@@ -12,7 +12,7 @@ import trio
 from ingestor import app
 from ingestor.config import Health
 from ingestor.core.errors import SinkError
-from ingestor.local.faults import Skip
+from ingestor.local.faults import Disconnect, Refuse, Skip
 from ingestor.local.market import Market
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 from tests.integration.browser import LEFT, TAB, Browser, open_browser
@@ -52,6 +52,33 @@ for (const node of document.querySelectorAll('body *')) {
   if (contrast < 4.5) faint.push(`${node.tagName} ${node.getAttribute('class')} ${node.textContent}: ${contrast}`);
 }
 return faint;
+"""
+
+# Texts of the picture that reach beyond the box that they stand in.
+LONG_TEXTS = """
+return [...document.querySelectorAll('g.node')].flatMap((node) => {
+  const right = node.querySelector('rect').getBoundingClientRect().right - 2;
+  return [...node.querySelectorAll('text')].filter((text) => text.getBoundingClientRect().right > right)
+    .map((text) => text.textContent);
+});
+"""
+# The picture and the words of a task that has more of everything than the one that runs here.
+BE_LARGE = """
+return (async () => {
+  const [{ LinePicture }, { troubles }] = await Promise.all([import('/line.js'), import('/words.js')]);
+  const status = await (await fetch('/status')).json();
+  const names = [...Array(15).keys()].map((number) => `ws-${number}`);
+  status.complaints = names.map((name) => ({ component: 'websocket', text: `${name} is connecting for 1234 s` }));
+  status.kinesis = { ...status.kinesis, breaker: 'half_open', held_bytes: 1023 * 2 ** 20, last_success_age_s: 1e5 };
+  Object.assign(status.losses, { ids_repaired: 98765, gaps_detected: 98765, dead_letters: 98765 });
+  Object.assign(status.totals, { records: 98.7e9 });
+  Object.assign(status, { spool_bytes: 1023 * 2 ** 20, spool_limit_bytes: 1023 * 2 ** 20 });
+  Object.assign(status.details.line, { symbols: 1999, venue: 'stream.binance.com' });
+  Object.assign(status.details.line, { repair: { trades: 98765, bars: 0 }, books: { synchronised: 1998, all: 1999 } });
+  status.details.configuration = { outcome: 'rejected', problems: ['kinesis.lanes: Input should be greater than 0'] };
+  new LinePicture(document.getElementById('line')).show(status);
+  return troubles(status);
+})();
 """
 
 
@@ -133,12 +160,13 @@ def look_at_a_healthy_service(browser: Browser, url: str, folder: Path) -> None:
     for scheme in ("light", "dark"):
         browser.look_like(scheme=scheme)
         assert browser.run(FAINT_TEXTS) == []
+        assert browser.run(LONG_TEXTS) == []
         browser.screenshot(folder / f"healthy-{scheme}.png")
     assert browser.complaints() == []
 
 
 async def test_the_page_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
-    """At 390 pixels nothing has to be pushed aside, and nothing is written too small."""
+    """At 390 pixels nothing has to be pushed aside, nothing is too small, and large numbers stay in their boxes."""
     async with running(tmp_path) as service:
         await in_thread(look_at_a_phone, browser, service.url, tmp_path)
 
@@ -155,6 +183,14 @@ def look_at_a_phone(browser: Browser, url: str, folder: Path) -> None:
     )
     assert browser.run(f"return {smallest}") >= 11
     browser.screenshot(folder / "phone.png")
+    for width in (390, 1280):
+        browser.look_like(width=width)
+        connections, configuration = browser.run(BE_LARGE)
+        assert browser.run(LONG_TEXTS) == []
+    assert connections["texts"][3:] == ["and 12 more"]
+    assert configuration["texts"] == ["what was read last is not used: kinesis.lanes: Input should be greater than 0"]
+    assert connections["advice"]
+    assert configuration["advice"]
     assert browser.complaints() == []
 
 
@@ -195,14 +231,20 @@ def use_the_keyboard(browser: Browser, url: str) -> None:
     assert browser.run("return getComputedStyle(document.querySelector('.pipe.flowing')).animationName") == "flow"
 
 
-async def test_an_outage_of_kinesis_is_seen_where_it_is(browser: Browser, tmp_path: Path) -> None:
-    """The headline says what waits, the picture shows where, and all is well again by itself."""
+async def test_an_outage_is_seen_where_it_is(browser: Browser, tmp_path: Path) -> None:
+    """Of Kinesis, then of the venue: the headline says what that means, the picture where it is, a line what to do.
+
+    All is well again by itself.
+    """
     async with running(tmp_path) as service:
         await in_thread(look_until, browser, service.url, "Healthy")
         service.world.data.before_put = fail_every_put
         await in_thread(look_at_an_outage, browser, tmp_path)
         service.world.data.before_put = None
         await in_thread(browser.wait_for, "document.getElementById('headline').textContent.startsWith('Healthy')")
+        service.world.venue.suffer(Refuse(0, 60.0))
+        service.world.venue.suffer(Disconnect(0))
+        await in_thread(look_at_a_venue_that_is_gone, browser, tmp_path)
         assert await in_thread(browser.complaints) == []
 
 
@@ -217,12 +259,28 @@ def look_at_an_outage(browser: Browser, folder: Path) -> None:
     browser.wait_for("document.querySelector('.pipe.blocked') !== null")
     assert "Kinesis has taken nothing for" in browser.text("#headline")
     assert "kinesis breaker" in browser.text("#complaints")
+    assert "is sent by itself once Kinesis takes it" in browser.text("#complaints")
     assert "Deliver: breaker" in browser.text("#line desc")
     assert browser.text("#announcement") == "Degraded, kinesis"
     for scheme in ("light", "dark"):
         browser.look_like(scheme=scheme)
         assert browser.run(FAINT_TEXTS) == []
         browser.screenshot(folder / f"degraded-{scheme}.png")
+
+
+def look_at_a_venue_that_is_gone(browser: Browser, folder: Path) -> None:
+    browser.wait_for("document.getElementById('headline').textContent.startsWith('Degraded. Nothing received for')")
+    assert "nothing missing" not in browser.text("#headline")
+    assert "fetched or declared afterwards" in browser.text("#headline")
+    assert "connection_lost in the log says why" in browser.text("#complaints")
+    assert browser.run(
+        "return [...document.querySelectorAll('.label')].slice(0, 2).map((each) => each.textContent)"
+    ) == [
+        "0/s",
+        "0/s",
+    ]
+    assert not browser.run("return document.querySelector('.pipe').classList.contains('flowing')")
+    browser.screenshot(folder / "venue-gone.png")
 
 
 async def test_a_stop_is_announced_and_a_dead_service_is_not_mistaken_for_a_live_one(
@@ -236,6 +294,8 @@ async def test_a_stop_is_announced_and_a_dead_service_is_not_mistaken_for_a_live
         await trio.sleep(1)
         service.stop.set()
         await in_thread(browser.wait_for, "document.getElementById('headline').textContent.startsWith('Stopping')")
+        assert await in_thread(browser.text, "#complaints") == "process stopping"
+        assert not await in_thread(browser.run, "return document.querySelector('.node.bad')")
         await in_thread(browser.screenshot, tmp_path / "stopping.png")
         with trio.fail_after(20):
             await service.has_stopped.wait()  # it does not wait for the page, which listens to the end
