@@ -71,15 +71,21 @@ def complain(text: str) -> None:
     click.echo(printable_lines(redact(text)), err=True)
 
 
+CONFIG_HELP = (
+    "YAML file, or `local` or `production` for those that come with the program. INGESTOR__SECTION__KEY environment "
+    "variables win over it; `ingestor check --keys` lists them all."
+)
+
+
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--config`, which takes a file, or the name of a configuration that comes with the program."""
+    return click.option("--config", "config_name", metavar="FILE", required=True, help=CONFIG_HELP)(command)
+
+
+def for_inspection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--config` to a command that looks at what a service wrote: in production, unless it is told otherwise."""
     return click.option(
-        "--config",
-        "config_name",
-        metavar="FILE",
-        required=True,
-        help="YAML file, or `local` or `production` for those that come with the program. "
-        "INGESTOR__SECTION__KEY environment variables win over it.",
+        "--config", "config_name", metavar="FILE", default="production", show_default=True, help=CONFIG_HELP
     )(command)
 
 
@@ -96,13 +102,21 @@ def load_config(name: str) -> Config:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Binance spot market data into AWS Kinesis, so that nothing is missing, and it can be proven."""
+    """Binance spot market data into AWS Kinesis, so that nothing is missing, and it can be proven.
+
+    Begin with `ingestor demo`: it needs neither an account nor a network.
+
+    Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the command line is wrong.
+    """
 
 
 @main.command()
 @configured
 def run(config_name: str) -> None:
-    """Run the service until SIGTERM or SIGINT; SIGHUP has it read its configuration again."""
+    """Run the service.
+
+    SIGTERM or SIGINT ends it: it drains, and exits with 0. SIGHUP has it read its configuration again.
+    """
     from ingestor.hangup import hold_hangups  # noqa: PLC0415
 
     hold_hangups()  # before the file is read, so that no wish to read it again is missed
@@ -113,22 +127,38 @@ def run(config_name: str) -> None:
 
 
 @main.command()
-@click.option("--seconds", type=click.FloatRange(min=1), default=30.0, show_default=True, help="How long it runs.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=30.0, metavar="S", show_default=True, help="How long it runs."
+)
 @click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
 @click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Of the page.  [default: 8080, or a free one if taken]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help="Port of the page.  [default: 8080, or a free one]"
+)
 def demo(seconds: float, replay: Path | None, port: int | None, *, chaos: bool) -> None:
-    """Run everything on this machine, venue and Kinesis included, and prove that nothing is missing."""
+    """Run everything on this machine, and prove it complete.
+
+    A simulated venue, an embedded Kinesis, and the real service with its page between them. What was delivered is read
+    back in the end; the exit code is 1 if anything is missing.
+    """
     from ingestor.local.demo import run_demo  # noqa: PLC0415
 
     sys.exit(run_demo(seconds=seconds, replay=replay, chaos=chaos, port=port))
 
 
 @main.command()
-@click.option("--symbol", "symbols", multiple=True, default=("BTCUSDT", "ETHUSDT"), show_default=True)
+@click.option(
+    "--symbol",
+    "symbols",
+    metavar="S",
+    multiple=True,
+    default=("BTCUSDT", "ETHUSDT"),
+    show_default=True,
+    help="May be given again.",
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same market.")
 @click.option(
-    "--orders", type=click.FloatRange(0.01, 1_000), default=10.0, show_default=True, help="A second and symbol."
+    "--orders", type=click.FloatRange(0.01, 1_000), default=10.0, show_default=True, help="Orders a second and symbol."
 )
 @click.option(
     "--past", type=click.FloatRange(0, 240), default=0.0, help="Hours that the market has lived already.  [default: 0]"
@@ -138,8 +168,10 @@ def demo(seconds: float, replay: Path | None, port: int | None, *, chaos: bool) 
     "--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of the recording; 0: at once."
 )
 @click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0 takes a free one.  [default: 0]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="Port; 0 takes a free one.  [default: 0]"
+)
 def simulate(
     *,
     symbols: tuple[str, ...],
@@ -152,7 +184,10 @@ def simulate(
     host: str,
     port: int,
 ) -> None:
-    """Serve a simulated venue, WebSocket, REST and archive, for other programs."""
+    """Serve a simulated venue to other programs.
+
+    WebSocket, REST and archive are on one port of this machine, in plain text.
+    """
     from ingestor.local.simulate import run_simulator  # noqa: PLC0415
 
     sys.exit(
@@ -173,21 +208,27 @@ def simulate(
 @main.command()
 @click.option("--config", "config_name", metavar="FILE", default="production", show_default=True, help="As for `run`.")
 @click.option("--symbol", "symbols", metavar="S", multiple=True, required=True, help="May be given again.")
-@click.option("--stream", "stream", type=click.Choice(["trade", "kline"]), required=True)
-@click.option("--interval", metavar="I", help="Of klines.  [default: 1m]")
+@click.option("--stream", "stream", type=click.Choice(["trade", "kline"]), required=True, help="Trades or candles.")
+@click.option("--interval", metavar="I", help="Of the klines.  [default: 1m]")
 @click.option("--start", type=MOMENT, help="From then on, such as 2026-01-31T12:00:00Z.")
 @click.option("--end", type=MOMENT, help="Before then.")
-@click.option("--from-id", type=click.IntRange(0), help="From this trade id on.")
-@click.option("--to-id", type=click.IntRange(0), help="Up to this trade id.")
-@click.option("--via", type=click.Choice(["rest", "archive"]), default="rest", show_default=True)
+@click.option("--from-id", type=click.IntRange(0), metavar="ID", help="From this trade id on.")
+@click.option("--to-id", type=click.IntRange(0), metavar="ID", help="Up to this trade id.")
+@click.option(
+    "--via",
+    type=click.Choice(["rest", "archive"]),
+    default="rest",
+    show_default=True,
+    help="Over REST, or from the files of the public archive, which is faster for days and months.",
+)
 @click.option("--to", "output", type=NEW_FILE, metavar="FILE", help="Into an Avro object container file instead.")
 @click.option("--state", type=NEW_FILE, metavar="FILE", help="Where progress is kept.  [default: named by the command]")
 @click.option("--plain", is_flag=True, help="Lines instead of a live display.")
 @click.option("--dry-run", is_flag=True, help="Only say how many requests, how much weight, how long.")
 def backfill(config_name: str, *, plain: bool, dry_run: bool, **asked: Any) -> None:
-    """Load a past range into the stream; run the same command again to continue it.
+    """Load a past range into the stream or a file; resumable.
 
-    The range is --start to --end, or --from-id to --to-id for trades.
+    The range is --start to --end, or --from-id to --to-id for trades. Run the same command again to continue it.
     """
     from ingestor.loading import read_request, run_command  # noqa: PLC0415
 
@@ -199,11 +240,11 @@ def backfill(config_name: str, *, plain: bool, dry_run: bool, **asked: Any) -> N
 
 
 @main.command()
-@configured
-@click.option("--stream", metavar="NAME", help="Another stream than the configured one, such as the heartbeats.")
+@for_inspection
+@click.option("--stream", metavar="NAME", help="Another stream than the configured one, such as ingestor-heartbeat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per record.")
 def tail(config_name: str, stream: str | None, *, as_json: bool) -> None:
-    """Show the decoded records of a Kinesis stream as they arrive."""
+    """Show decoded records of a stream as they arrive."""
     config = load_config(config_name)
     import trio  # noqa: PLC0415
 
@@ -214,7 +255,7 @@ def tail(config_name: str, stream: str | None, *, as_json: bool) -> None:
 
 
 @main.command()
-@configured
+@for_inspection
 @click.option("--symbol", metavar="S", help="Only this symbol.")
 @click.option("--start", type=MOMENT, help="Only what arrived from then on, such as 2026-01-31T12:00:00Z.")
 @click.option("--end", type=MOMENT, help="Only what arrived until then; later records may still fill holes.")
@@ -223,7 +264,10 @@ def tail(config_name: str, stream: str | None, *, as_json: bool) -> None:
 def audit(
     config_name: str, symbol: str | None, start: int | None, end: int | None, *, cross_check: bool, as_json: bool
 ) -> None:
-    """Read the stream back and prove that nothing is missing, or list what is; exit 1 then."""
+    """Prove that nothing is missing, or list what is.
+
+    Reads the stream back: every hole, gap and duplicate. The exit code is 1 if ids are missing and not declared.
+    """
     config = load_config(config_name)
     import trio  # noqa: PLC0415
 
@@ -258,7 +302,7 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dead_letter.command("list")
-@configured
+@for_inspection
 @choosing
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per letter.")
 def list_letters(config_name: str, reason: str | None, symbol: str | None, *, as_json: bool) -> None:
@@ -270,11 +314,14 @@ def list_letters(config_name: str, reason: str | None, symbol: str | None, *, as
 
 
 @dead_letter.command("show")
-@configured
+@for_inspection
 @click.option("--raw", "as_raw", is_flag=True, help="Only the bytes, as they came.")
 @click.argument("letter_id", metavar="ID")
 def show_letter(config_name: str, letter_id: str, *, as_raw: bool) -> None:
-    """Show all that is known of a letter; the beginning of its id is enough."""
+    """Show all that is known of a letter.
+
+    The beginning of its id is enough.
+    """
     config = load_config(config_name)
     from ingestor import replay  # noqa: PLC0415
 
@@ -282,7 +329,7 @@ def show_letter(config_name: str, letter_id: str, *, as_raw: bool) -> None:
 
 
 @dead_letter.command("replay")
-@configured
+@for_inspection
 @choosing
 @click.option("--force", "is_forced", is_flag=True, help="Also what Kinesis refused, or what is not configured.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Only say what would be sent.")
@@ -290,7 +337,10 @@ def show_letter(config_name: str, letter_id: str, *, as_raw: bool) -> None:
 def replay_letters(
     config_name: str, ids: tuple[str, ...], reason: str | None, symbol: str | None, *, is_forced: bool, is_dry: bool
 ) -> None:
-    """Send letters again that fit today, each once; exit 1 if one was refused."""
+    """Send letters again, each once.
+
+    Each is decoded and encoded with today's code. What still does not fit is refused, and the exit code is 1.
+    """
     config = load_config(config_name)
     import trio  # noqa: PLC0415
 
@@ -300,13 +350,56 @@ def replay_letters(
     sys.exit(trio.run(partial(replay.replay, config, choice, is_forced=is_forced, is_dry=is_dry, out=sys.stdout)))
 
 
+def print_keys(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    """Print every key with its meaning, and end."""
+    if not wanted:
+        return
+    from ingestor.config import keys  # noqa: PLC0415
+
+    for key in keys():
+        default = f", default {key.default}" if key.default else ""
+        click.echo(f"{key.path}  ({key.kind}{default})\n    {key.meaning}")
+    ctx.exit()
+
+
+def print_schema(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    """Print the JSON Schema of a configuration file, and end."""
+    if not wanted:
+        return
+    import json  # noqa: PLC0415
+
+    from ingestor.config import Config  # noqa: PLC0415
+
+    click.echo(json.dumps(Config.model_json_schema(), indent=2))
+    ctx.exit()
+
+
 @main.command()
 @configured
+@click.option(
+    "--keys",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_keys,
+    help="List every key with its type, default and meaning, and exit.",
+)
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_schema,
+    help="Print the JSON Schema of a configuration file, for editors, and exit.",
+)
 @click.option(
     "--connect", is_flag=True, help="Also reach the venue, Kinesis and the dead letters; exit 1 if one fails."
 )
 def check(config_name: str, *, connect: bool) -> None:
-    """Say everything that is wrong with a configuration, or print what it amounts to."""
+    """Check a configuration, and with --connect what it needs.
+
+    Every mistake is told at once, with its path, and the exit code is 2; a valid one is printed with all its values.
+    """
     config = load_config(config_name)
     if connect:
         from ingestor import preflight  # noqa: PLC0415
@@ -319,14 +412,32 @@ def check(config_name: str, *, connect: bool) -> None:
 
 
 @main.command()
-@click.option("--live", "path", flag_value="/live", help="Ask whether the loop turns.")
-@click.option("--started", "path", flag_value="/started", help="Ask whether it is live and has been ready once.")
-@click.option("--ready", "path", flag_value="/ready", help="Ask whether everything flows now.")
-@click.option("--host", envvar="INGESTOR__HEALTH__HOST", default="127.0.0.1", show_default=True, show_envvar=True)
-@click.option("--port", envvar="INGESTOR__HEALTH__PORT", default=8080, show_default=True, show_envvar=True)
+@click.option("--live", "path", flag_value="/live", help="Only whether its loop turns.")
+@click.option("--started", "path", flag_value="/started", help="Whether it is live and has been ready once.")
+@click.option("--ready", "path", flag_value="/ready", help="Whether everything flows now.")
+@click.option(
+    "--host",
+    envvar="INGESTOR__HEALTH__HOST",
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Where it listens.",
+)
+@click.option(
+    "--port",
+    envvar="INGESTOR__HEALTH__PORT",
+    metavar="N",
+    default=8080,
+    show_default=True,
+    show_envvar=True,
+    help="And on which port.",
+)
 @click.option("--timeout", "timeout_s", default=4.0, show_default=True, help="Seconds to wait.")
 def health(path: str | None, host: str, port: int, timeout_s: float) -> None:
-    """Ask a running service how it is; exit 0 or 1, for container health checks."""
+    """Ask a running service how it is.
+
+    The exit code is 0 or 1, for the health checks of containers. Without an option: whether it works at all.
+    """
     from ingestor.probe import ask  # noqa: PLC0415
 
     is_good, text = ask(host, port, path or "/health", timeout_s)

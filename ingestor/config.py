@@ -14,7 +14,8 @@ from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 ENVIRONMENT_PREFIX = "INGESTOR__"
+KINDS: Final = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    type(None): "null",
+}
+UNITS: Final = {"s": "seconds", "bytes": "bytes"}  # by the end of a name
 PLAIN_WORDS = {  # for pydantic's messages that speak of Python where a file is meant
     "tuple_type": "Input should be a list",
     "too_short": "Input should be a list that is not empty",
@@ -86,10 +96,10 @@ def checked_moment(text: str) -> str:
     return text
 
 
-Number = BeforeValidator(refuse_boolean)
-Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Number, Field(gt=0)]
-Share = Annotated[float, Number, Field(gt=0, le=1)]
+Number = BeforeValidator(refuse_boolean)  # stands last, so that the schema knows the bounds before it
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
+Count = Annotated[int, Field(gt=0), Number]
+Share = Annotated[float, Field(gt=0, le=1), Number]
 Symbol = Annotated[str, AfterValidator(upper_case_symbol)]
 Moment = Annotated[str, BeforeValidator(as_text), AfterValidator(checked_moment)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]  # Kinesis: CreateStream, StreamName
@@ -100,9 +110,12 @@ StreamKind = Literal["trade", "depth", "kline"]
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; a key it does not know is a mistake."""
+    """A frozen part of the configuration; a key it does not know is a mistake.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    What stands below a key is its description, for the README, `ingestor check --keys` and `--schema`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -115,33 +128,46 @@ class Service(Section):
     """Who this is, and how long it may take to stop."""
 
     name: str = "ingestor"
+    """Who writes: part of what names a feed, so tasks with another name do not take over from each other."""
     environment: str = "local"
+    """Where: `production`, `staging`; the other part of that name."""
     shutdown_grace_s: Seconds = 25.0
+    """From SIGTERM to the end; stay below what the orchestrator waits before it kills."""
 
 
 class Logging(Section):
     """What is logged and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged. SIGHUP reads it again."""
     format: Literal["json", "console"] = "json"
+    """`json` for machines, `console` for people."""
 
 
 class Backoff(Section):
     """Delays between reconnects."""
 
     initial_s: Seconds = 1.0
+    """The first delay before connecting again."""
     max_s: Seconds = 60.0
-    multiplier: Annotated[float, Number, Field(ge=1)] = 2.0
+    """The longest of these delays."""
+    multiplier: Annotated[float, Field(ge=1), Number] = 2.0
+    """How much longer each delay is than the one before; data, not a handshake, begins anew."""
     jitter: bool = True
+    """Take a random delay from nothing up to it, so that tasks do not come all at once."""
 
 
 class Connections(Section):
     """How the subscriptions are spread over WebSocket connections and kept alive."""
 
-    max_streams: Annotated[int, Number, Field(gt=0, le=1024)] = 200
-    redundancy: Annotated[int, Number, Field(ge=1, le=2)] = 1
+    max_streams: Annotated[int, Field(gt=0, le=1024), Number] = 200
+    """Streams that one connection carries; the venue allows 1024."""
+    redundancy: Annotated[int, Field(ge=1, le=2), Number] = 1
+    """2 runs two connections for every stream all the time; losing one of them loses nothing."""
     rollover_after_s: Seconds = 82_800.0
+    """Age at which a connection is replaced, make before break; the venue drops it after 24 h."""
     silence_limit_s: Seconds = 30.0
+    """Without any byte for so long, a connection is dead; the venue pings every 20 s."""
     backoff: Backoff = Backoff()
 
 
@@ -149,144 +175,201 @@ class Rest(Section):
     """How much of the venue's REST budget may be used."""
 
     max_weight_share: Share = 0.8
+    """Share of the venue's weight limit that is used; lower it when something else shares the address."""
     timeout_s: Seconds = 10.0
+    """The longest that one request may take."""
     max_attempts: Count = 8
+    """Tries of a request that fails, except for bans, which are waited out."""
 
 
 class Book(Section):
     """How order books are seeded and refreshed."""
 
-    snapshot_levels: Annotated[int, Number, Field(gt=0, le=5000)] = 1000
+    snapshot_levels: Annotated[int, Field(gt=0, le=5000), Number] = 1000
+    """Levels on each side of an order book snapshot; fewer cost less weight."""
     resnapshot_s: Seconds = 3600.0
+    """How often each book is asked for again, so that late readers find a start."""
 
 
 class Binance(Section):
     """The venue: where it is and what is taken from it."""
 
     websocket_url: str = "wss://stream.binance.com:9443"
+    """Where the live streams are."""
     rest_url: str = "https://api.binance.com"
+    """Where repairs, snapshots and backfill over REST go."""
     archive_url: str = "https://data.binance.vision"
+    """Where `backfill --via archive` downloads."""
     symbols: Annotated[tuple[Symbol, ...], Field(min_length=1)] = ("BTCUSDT", "ETHUSDT")
+    """Which symbols: names, or selectors such as `all:USDT`. SIGHUP reads it again."""
     streams: Annotated[tuple[StreamKind, ...], Field(min_length=1)] = ("trade", "depth", "kline")
+    """What of each symbol: `trade`, `depth` (changes every 100 ms), `kline`. SIGHUP reads it again."""
     kline_intervals: tuple[KlineInterval, ...] = ("1m",)
+    """Intervals of bars, such as `1m`, `1h`, `1d`. SIGHUP reads it again."""
     connections: Connections = Connections()
     rest: Rest = Rest()
     book: Book = Book()
     allow_plaintext: bool = False
+    """Accept `ws://` and `http://` beyond this machine."""
 
 
 class Repair(Section):
     """Closing gaps over REST."""
 
     enabled: bool = True
+    """Fetch what is missing over REST; otherwise every gap becomes a hole."""
     max_trades_per_gap: Count = 1_000_000
+    """A longer gap becomes a hole `repair_limit`, for `ingestor backfill` to fill."""
 
 
 class BackfillRange(Section):
     """A past range that the service loads in the background."""
 
     symbol: Symbol
+    """Which symbol."""
     stream: Literal["trade", "kline"]
+    """What of it."""
     interval: KlineInterval | None = None
+    """Of the bars; trades have none."""
     start: Moment
+    """The first moment, such as `2026-01-31T12:00:00Z`."""
     end: Moment
+    """The first moment that is not wanted any more."""
 
 
 class BatchLimits(Section):
     """When a batch leaves: records, bytes or age."""
 
-    max_records: Annotated[int, Number, Field(gt=0, le=500)] = 500
-    max_bytes: Annotated[int, Number, Field(gt=0, le=10_485_760)] = 4_000_000
+    max_records: Annotated[int, Field(gt=0, le=500), Number] = 500
+    """Entries in one put; Kinesis takes 500."""
+    max_bytes: Annotated[int, Field(gt=0, le=10_485_760), Number] = 4_000_000
+    """Bytes in one put."""
     flush: Literal["interval", "adaptive"] = "interval"
+    """`interval` waits for full blobs, `adaptive` only while a put is under way: sooner, and dearer at low rates."""
     flush_interval_s: Seconds = 1.0
+    """The longest that a record waits for company."""
 
 
 class Retry(Section):
     """Retrying single entries that Kinesis refused."""
 
     max_attempts: Count = 10
+    """Tries of an entry that is refused by itself, before it is a dead letter. Throttling is retried for ever."""
     initial_s: Seconds = 0.1
+    """The first delay before an entry is sent again."""
     max_s: Seconds = 10.0
+    """The longest of these delays."""
 
 
 class CircuitBreakerLimits(Section):
     """When whole-call failures stop further calls, and for how long."""
 
     failure_threshold: Count = 5
+    """Failures of whole calls, one after the other, that open the breaker: no call is made then."""
     reset_timeout_s: Seconds = 30.0
+    """How long that lasts, before one call probes."""
 
 
 class Timeouts(Section):
     """Socket timeouts towards AWS: the thread in a call cannot be interrupted otherwise."""
 
     connect_s: Seconds = 3.0
+    """The longest wait for a connection to AWS."""
     read_s: Seconds = 6.0
+    """The longest wait for its answer; what takes longer is sent again, and may be there twice."""
 
 
 class Kinesis(Section):
     """The data stream and how it is written."""
 
     stream_name: Name = "bitcoin-market-data"
+    """The data stream, which has to exist."""
     region: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "us-east-1"
+    """Of all AWS services here; `AWS_REGION` is not read."""
     endpoint_url: str | None = None
+    """Another endpoint than AWS: LocalStack, an emulator, a VPC endpoint."""
     partition_key: Literal["symbol", "symbol_event_type", "spread"] = "symbol"
+    """What keeps its order: a `symbol`, a `symbol_event_type`, or (`spread`, for one too hot for a shard) nothing."""
     aggregation: Literal["kpl", "none"] = "kpl"
+    """`kpl` packs many records into one and costs a small part; `none` is for consumers that cannot unpack."""
     encoding: Literal["avro", "glue"] = "avro"
+    """What stands before each record: `avro` (single-object), or the header of the `glue` schema registry."""
     batch: BatchLimits = BatchLimits()
     retry: Retry = Retry()
     circuit_breaker: CircuitBreakerLimits = CircuitBreakerLimits()
     allow_plaintext: bool = False
-    blob_bytes: Annotated[int, Number, Field(ge=1_000, le=1_048_576)] = 49_900
+    """Accept `http://` beyond this machine."""
+    blob_bytes: Annotated[int, Field(ge=1_000, le=1_048_576), Number] = 49_900
+    """Size of an aggregated record; Kinesis bills by 25 KB, so just below a multiple of it."""
     timeouts: Timeouts = Timeouts()
     shard_budget_share: Share = 0.9
-    lanes: Annotated[int, Number, Field(gt=0, le=256)] = 8
+    """Share of a shard's limits (1 MB/s, 1000 records/s) that is used."""
+    lanes: Annotated[int, Field(gt=0, le=256), Number] = 8
+    """Puts in flight. Two a shard or more; another number breaks the order of a key across that deploy."""
 
 
 class Heartbeat(Section):
     """The heartbeat stream, which is also the checkpoint."""
 
     stream_name: Name = "ingestor-heartbeat"
+    """The stream that says what is covered. It is the checkpoint: a stream of its own, one shard is enough."""
     interval_s: Seconds = 5.0
+    """How often it is said; a task that takes over fetches at most so much twice."""
     resume: bool = True
+    """Read back at start what earlier tasks covered, and fetch or declare the rest."""
     resume_lookback_s: Seconds = 86_400.0
+    """How far that looks back; not longer than the stream retains."""
 
 
 class Spool(Section):
     """Where encoded records wait while Kinesis is away."""
 
     directory: Path | None = None
+    """A folder on disk where records wait while Kinesis is away; none: they wait in memory."""
     max_bytes: Count = 1_073_741_824
+    """What may wait there; then memory fills, and then the venue is not read any more."""
     memory_max_bytes: Count = 33_554_432
+    """What may wait in memory."""
 
 
 class Channels(Section):
     """How much may wait between two tasks."""
 
     max_batches: Count = 256
+    """Batches that may wait between two tasks of the line."""
     max_bytes: Count = 67_108_864
+    """Bytes that may wait there."""
 
 
 class DeadLetters(Section):
     """Where records go that are given up."""
 
     kind: Literal["file", "sqs"] = "file"
+    """`file`, or `sqs`; what the queue does not take goes to the folder."""
     directory: Path = Path("dead-letter")
+    """Where the files go, a line for each letter."""
     queue_url: str | None = None
+    """The address of the SQS queue, for `kind: sqs`."""
 
 
 class Health(Section):
     """Where the probes, the metrics and the page are served."""
 
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the container
-    port: Annotated[int, Number, Field(ge=0, le=65535)] = 8080
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535), Number] = 8080
+    """The port of probes, metrics and page; 0 takes a free one."""
 
 
 class CloudWatch(Section):
     """The second half of the dual emission."""
 
     mode: Literal["none", "api", "emf"] = "none"
+    """`api` calls PutMetricData, `emf` writes lines to standard output, `none`. Prometheus is always there."""
     namespace: str = "Ingestor"
+    """The namespace that they appear in."""
     interval_s: Seconds = 60.0
+    """How often they are sent."""
 
 
 class Metrics(Section):
@@ -298,20 +381,23 @@ class Metrics(Section):
 class Shard(Section):
     """This task's share of the symbols."""
 
-    index: Annotated[int, Number, Field(ge=0)] = 0
+    index: Annotated[int, Field(ge=0), Number] = 0
+    """Which of the tasks this one is, counted from 0."""
     count: Count = 1
+    """How many tasks share the symbols."""
 
 
 class Config(BaseSettings):
-    """Everything that can be set; architecture.md §5 is its contract."""
+    """Everything that can be set."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, case_sensitive=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, case_sensitive=True, use_attribute_docstrings=True)
 
     service: Service = Service()
     logging: Logging = Logging()
     binance: Binance = Binance()
     repair: Repair = Repair()
     backfill: tuple[BackfillRange, ...] = ()
+    """Past ranges that the service loads in the background, once, and continues after a restart."""
     kinesis: Kinesis = Kinesis()
     heartbeat: Heartbeat = Heartbeat()
     spool: Spool = Spool()
@@ -670,6 +756,53 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str)
             yield from _differences(value, other, f"{path}{key}.")
         elif value != other:
             yield f"{path}{key}"
+
+
+class Key(NamedTuple):
+    """A key as a person looks it up; `default` is JSON, which YAML reads too."""
+
+    path: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def keys(section: type[BaseModel] = Config, path: str = "") -> Iterator[Key]:
+    """Return every key there is, in the order of the file."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{path}{name}.")
+            continue
+        items = get_args(inner)[0] if get_origin(inner) is tuple else None
+        unit = UNITS.get(name.rpartition("_")[2]) if inner in (int, float) else None
+        yield Key(f"{path}{name}", unit or kind_of(inner), default_of(field), field.description or "")
+        if isinstance(items, type) and issubclass(items, BaseModel):
+            yield from keys(items, f"{path}{name}[].")
+
+
+def default_of(field: FieldInfo) -> str:
+    """Write the default as a file would hold it; nothing when there is none."""
+    if field.is_required():
+        return ""
+    default = field.default
+    return f"{default:g}" if isinstance(default, float) else json.dumps(default, default=str)
+
+
+def kind_of(annotation: Any) -> str:
+    """Say in words what a value may be."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind_of(inner[0])
+    if origin is Literal:
+        return ", ".join(inner) if len(inner) < 6 else f"{inner[0]} … {inner[-1]}"
+    if origin is tuple:
+        return f"list of {kind_of(inner[0])}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(kind_of, inner))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "sections"
+    return KINDS[annotation]
 
 
 def to_yaml(config: Config) -> str:

@@ -10,14 +10,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from ingestor import __version__
 from ingestor.cli import load_config, main
+from ingestor.config import keys
 from ingestor.core.errors import IngestorError, SinkError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ingestor.config import Config
@@ -81,6 +84,47 @@ def test_help_lists_every_command() -> None:
     assert [
         name for name in ("audit", "check", "demo", "health", "run", "simulate", "tail") if name not in result.output
     ] == []
+    listed = result.output.partition("Commands:")[2]
+    assert "..." not in listed, "a line that is cut says nothing"
+
+
+def commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from commands(command)
+
+
+@pytest.mark.parametrize("command", list(commands(main)), ids=lambda command: command.name)
+def test_every_option_says_what_it_does(command: click.Command) -> None:
+    """A name alone is a riddle to a new user."""
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    assert [each.name for each in options if not each.help] == []
+
+
+def test_what_a_service_wrote_can_be_looked_at_without_naming_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of production is taken, as for a backfill."""
+    inspection = stand_in(monkeypatch, "ingestor.inspection")
+    assert invoke("tail").exit_code == 0
+    assert inspection.calls[0][1][0].service.environment == "production"
+
+
+def test_check_lists_every_key_with_its_meaning() -> None:
+    """Neither a file nor anything else is needed for that."""
+    result = invoke("check", "--keys")
+    assert result.exit_code == 0
+    for key in keys():
+        assert f"{key.path}  ({key.kind}" in result.output
+        assert f"    {key.meaning}\n" in result.output
+
+
+def test_check_prints_a_schema_for_editors() -> None:
+    """It knows keys, bounds and what they mean."""
+    result = invoke("check", "--schema")
+    section = json.loads(result.output)["$defs"]["Shard"]
+    assert section["additionalProperties"] is False
+    assert section["properties"]["count"]["exclusiveMinimum"] == 0
+    assert "share the symbols" in section["properties"]["count"]["description"]
 
 
 def test_the_version_is_told() -> None:

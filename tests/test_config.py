@@ -6,8 +6,9 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
-from ingestor.config import Config, adopt, differences, load, to_yaml
+from ingestor.config import BackfillRange, Config, adopt, differences, keys, load, to_yaml
 from ingestor.core.errors import ConfigError
 from ingestor.resources import config_path
 
@@ -39,6 +40,47 @@ def test_nothing_said_is_the_default(tmp_path: Path, text: str) -> None:
 def test_the_configurations_that_come_with_the_program_are_valid(name: str) -> None:
     """What is shipped loads, and says which environment it is for."""
     assert load(config_path(f"{name}.yaml"), {}).service.environment == name
+
+
+def leaves(values: dict[str, object], path: str = "") -> dict[str, object]:
+    """Return the values of nested sections by their paths."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= leaves(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
+    return found
+
+
+def test_every_key_has_a_meaning_in_one_line_and_its_default() -> None:
+    """The table in the README, `ingestor check --keys` and the schema are made of it."""
+    listed = {key.path: key for key in keys()}
+    defaults = leaves(Config().model_dump(mode="json"))
+    assert listed.keys() == defaults.keys() | {f"backfill[].{name}" for name in BackfillRange.model_fields}
+    assert {path: yaml.safe_load(listed[path].default) for path in defaults} == defaults
+    for key in listed.values():
+        assert key.kind, key.path
+        assert key.meaning.endswith((".", "`.")), key.path
+        assert "\n" not in key.meaning
+        assert 10 < len(key.meaning) <= 112, key.path
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("service.shutdown_grace_s", "seconds"),
+        ("kinesis.blob_bytes", "bytes"),
+        ("kinesis.aggregation", "kpl, none"),
+        ("kinesis.endpoint_url", "text or null"),
+        ("binance.symbols", "list of text"),
+        ("binance.kline_intervals", "list of 1s … 1M"),
+        ("backfill", "list of sections"),
+        ("spool.directory", "path or null"),
+        ("kinesis.lanes", "whole number"),
+        ("repair.enabled", "true or false"),
+    ],
+)
+def test_a_type_is_said_in_words(path: str, kind: str) -> None:
+    """Whoever reads it need not know Python."""
+    assert {key.path: key.kind for key in keys()}[path] == kind
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
