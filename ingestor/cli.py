@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.wording import printable, printable_lines, redactor, secrets_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ingestor.config import Config
 
@@ -69,6 +69,16 @@ def complain(text: str) -> None:
     """Write what is wrong, whoever worded it, without what must not be shown."""
     redact = redactor(secrets_in(os.environ))
     click.echo(printable_lines(redact(text)), err=True)
+
+
+@contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """End quietly when whoever reads our output has gone, as `head` does."""
+    try:
+        yield
+    except* BrokenPipeError:
+        with suppress(OSError):  # what is left to be flushed has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 CONFIG_HELP = (
@@ -250,7 +260,7 @@ def tail(config_name: str, stream: str | None, *, as_json: bool) -> None:
 
     from ingestor import inspection  # noqa: PLC0415
 
-    with suppress(KeyboardInterrupt):  # the way to end it
+    with suppress(KeyboardInterrupt), while_somebody_reads():  # the way to end it
         trio.run(partial(inspection.tail, config, stream=stream, as_json=as_json, out=sys.stdout))
 
 

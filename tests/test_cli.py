@@ -109,6 +109,14 @@ def test_what_a_service_wrote_can_be_looked_at_without_naming_a_configuration(mo
     assert inspection.calls[0][1][0].service.environment == "production"
 
 
+def test_a_tail_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ingestor tail | head` is no reason for a traceback; another error is."""
+    stand_in(monkeypatch, "ingestor.inspection", answer=ExceptionGroup("", [BrokenPipeError()]))
+    assert invoke("tail", "--config", "local").exit_code == 0
+    stand_in(monkeypatch, "ingestor.inspection", answer=ExceptionGroup("", [BrokenPipeError(), ZeroDivisionError()]))
+    assert invoke("tail", "--config", "local").exit_code == 1
+
+
 def test_check_lists_every_key_with_its_meaning() -> None:
     """Neither a file nor anything else is needed for that."""
     result = invoke("check", "--keys")

@@ -1,6 +1,6 @@
-"""The README keeps in step with the code: defaults, metrics, and the files it names.
+"""The README keeps in step with the code: keys, metrics, what capacity costs, and the files and names it mentions.
 
-`python tests/test_readme.py --write` writes the two generated parts anew.
+`python tests/test_readme.py --write` writes the generated parts anew.
 """
 
 from __future__ import annotations
@@ -8,32 +8,58 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ingestor.config import Config, to_yaml
+from ingestor.config import keys
 from ingestor.metrics import open_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
 def configuration() -> str:
-    """Show every key with its default."""
-    return f"```yaml\n{to_yaml(Config()).strip()}\n```"
-
-
-def metrics() -> str:
-    """Show every metric that the registry has."""
-    rows = ["| name | type | meaning |", "|---|---|---|"]
-    for family in open_metrics().registry.collect():
-        is_plain = family.type != "counter" or any(sample.name == family.name for sample in family.samples)
-        name = family.name if is_plain else f"{family.name}_total"
-        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    """Show every key with its type, default and meaning."""
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in keys():
+        default = f"`{key.default}`" if key.default else ""
+        rows.append(f"| `{key.path}` | {key.kind} | {default} | {key.meaning} |")
     return "\n".join(rows)
 
 
-GENERATED = {"configuration": configuration, "metrics": metrics}
+def metrics() -> str:
+    """Show every metric that the registry has, with its labels and, where they are a closed set, their values."""
+    rows = ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    registry = open_metrics().registry
+    for family in registry.collect():
+        is_plain = family.type != "counter" or any(sample.name == family.name for sample in family.samples)
+        name = family.name if is_plain else f"{family.name}_total"
+        collector = registry._names_to_collectors.get(name, family)
+        names: Sequence[str] = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", None) or ()
+        labels = "; ".join(label(each, family.samples) for each in names)
+        if family.type == "info":
+            labels = "; ".join(f"`{each}`" for sample in family.samples for each in sample.labels)
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def label(name: str, samples: Sequence[Any]) -> str:
+    values = dict.fromkeys(sample.labels[name] for sample in samples if name in sample.labels)
+    return f"`{name}`: {', '.join(values)}" if values else f"`{name}`"
+
+
+def capacity() -> str:
+    """Show what a rate asks for, and what it costs."""
+    from tests.benchmarks.capacity import sheet  # noqa: PLC0415 - as a script, this file is found before its package is
+
+    return sheet()
+
+
+GENERATED = {"configuration": configuration, "metrics": metrics, "capacity": capacity}
 
 
 def part_of(text: str, name: str) -> re.Match[str]:
@@ -55,6 +81,35 @@ def test_every_file_that_is_named_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_the_two_commands_are_on_the_first_screen() -> None:
+    """Whoever opens it wants to see it work, and to know what a change has to pass."""
+    first_screen = README.read_text(encoding="utf-8").splitlines()[:24]
+    for command in ("nox -s run", "nox"):
+        full = f"python3 -m venv .venv && .venv/bin/pip install -q nox uv && .venv/bin/{command}"
+        assert full in first_screen
+
+
+def test_every_reference_within_it_leads_somewhere() -> None:
+    """A heading that was renamed takes its name with it."""
+    text = README.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    asked = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert len(asked) > 5
+    assert asked - headings == set()
+
+
+def test_what_troubleshooting_names_exists() -> None:
+    """Events of the log, metrics, keys and commands: whoever looks for one of them finds it."""
+    _, _, text = README.read_text(encoding="utf-8").partition("## Troubleshooting\n")
+    section, _, _ = text.partition("\n## ")
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "ingestor").rglob("*.py")))
+    known = {key.path for key in keys()} | set(re.findall(r"^\| `(\w+)` \|", metrics(), re.MULTILINE))
+    named = {word for word in re.findall(r"`([^`]+)`", section) if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", word)}
+    assert len(named) > 40
+    assert {word for word in named - known if not re.search(rf'"{word}"|\b{word}=', code)} == set()
+
+
 def write() -> None:
     """Write the generated parts into the README."""
     text = README.read_text(encoding="utf-8")
@@ -65,4 +120,5 @@ def write() -> None:
 
 
 if __name__ == "__main__" and "--write" in sys.argv:
+    sys.path.insert(0, str(ROOT))
     write()
