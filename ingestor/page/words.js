@@ -82,7 +82,7 @@ export function zone() {
 
 /** @param {number} number @param {string} one @param {string=} many @returns {string} such as `1 hole`, `2 holes` */
 export function plural(number, one, many = `${one}s`) {
-  return `${count(number)} ${number === 1 ? one : many}`;
+  return `${count(number)}\u00a0${number === 1 ? one : many}`; // a line never ends between the two
 }
 
 /** @param {object} status @returns {Tone} */
