@@ -58,7 +58,12 @@ if TYPE_CHECKING:
         ShardTypeDef,
     )
     from mypy_boto3_sqs.client import SQSClient
-    from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
+    from mypy_boto3_sqs.type_defs import (
+        BatchResultErrorEntryTypeDef,
+        ChangeMessageVisibilityBatchRequestEntryTypeDef,
+        DeleteMessageBatchRequestEntryTypeDef,
+        SendMessageBatchRequestEntryTypeDef,
+    )
 
     from ingestor.config import Kinesis, Timeouts
     from ingestor.core.datums import Datum
@@ -186,6 +191,14 @@ class QueueSummary(NamedTuple):
 
     arn: str
     retention_s: int
+
+
+class QueueMessage(NamedTuple):
+    """A message as it was received; `receipt` is what it is held and deleted by."""
+
+    message_id: str
+    body: str
+    receipt: str
 
 
 def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisClient:
@@ -375,7 +388,10 @@ class CloudWatchSink:
 
 
 class QueueClient:
-    """Looks at queues and writes into them; `code` of a `SinkError` is that of AWS."""
+    """Looks at queues, writes into them and reads them; `code` of a `SinkError` is that of AWS.
+
+    What a call of SQS refuses of its entries is answered by position, None for an accepted one; ten are the most.
+    """
 
     def __init__(self, api: AwsApi[SQSClient]) -> None:
         self._api = api
@@ -396,11 +412,38 @@ class QueueClient:
             {"Id": str(position), "MessageBody": body} for position, body in enumerate(bodies)
         ]
         answer = await self._api.call(lambda client: client.send_message_batch(QueueUrl=queue_url, Entries=entries))
-        failures = {
-            int(failed["Id"]): EntryFailure(failed["Code"], failed.get("Message", ""))
-            for failed in answer.get("Failed", [])
-        }
-        return [failures.get(position) for position in range(len(bodies))]
+        return _by_position(len(bodies), answer.get("Failed", []))
+
+    async def receive(self, queue_url: str, *, hold_s: int, wait_s: int) -> list[QueueMessage]:
+        """Take up to ten messages, which nobody else sees for `hold_s`; none: for `wait_s` there was none to see."""
+        answer = await self._api.call(
+            lambda client: client.receive_message(
+                QueueUrl=queue_url, MaxNumberOfMessages=10, VisibilityTimeout=hold_s, WaitTimeSeconds=wait_s
+            )
+        )
+        return [
+            QueueMessage(message.get("MessageId", ""), message.get("Body", ""), message.get("ReceiptHandle", ""))
+            for message in answer.get("Messages", [])
+        ]
+
+    async def hold(self, queue_url: str, receipts: Sequence[str], hold_s: int) -> Sequence[EntryFailure | None]:
+        """Have messages seen by nobody else for `hold_s` from now on; 0 lets go of them. Raises `SinkError`."""
+        entries: list[ChangeMessageVisibilityBatchRequestEntryTypeDef] = [
+            {"Id": str(position), "ReceiptHandle": receipt, "VisibilityTimeout": hold_s}
+            for position, receipt in enumerate(receipts)
+        ]
+        answer = await self._api.call(
+            lambda client: client.change_message_visibility_batch(QueueUrl=queue_url, Entries=entries)
+        )
+        return _by_position(len(receipts), answer.get("Failed", []))
+
+    async def delete(self, queue_url: str, receipts: Sequence[str]) -> Sequence[EntryFailure | None]:
+        """Delete messages for good; raises `SinkError`."""
+        entries: list[DeleteMessageBatchRequestEntryTypeDef] = [
+            {"Id": str(position), "ReceiptHandle": receipt} for position, receipt in enumerate(receipts)
+        ]
+        answer = await self._api.call(lambda client: client.delete_message_batch(QueueUrl=queue_url, Entries=entries))
+        return _by_position(len(receipts), answer.get("Failed", []))
 
 
 class KinesisSink:
@@ -519,6 +562,12 @@ def _translate_answer(error: ClientError) -> SinkError:
     if failure == "poison" and ("streamName" in text or "streamARN" in text):
         failure = "configuration"  # it is the name of the stream that is refused, not what we put into it
     return SinkError(failure, code or str(status), text, may_have_landed=is_server_side)
+
+
+def _by_position(count: int, failed: Sequence[BatchResultErrorEntryTypeDef]) -> list[EntryFailure | None]:
+    """Align what a batch call of SQS refused with what was sent; our ids are positions."""
+    failures = {int(each["Id"]): EntryFailure(each["Code"], each.get("Message", "")) for each in failed}
+    return [failures.get(position) for position in range(count)]
 
 
 def _wire_entry(entry: PutEntry) -> PutRecordsRequestEntryTypeDef:

@@ -316,11 +316,14 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 @choosing
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per letter.")
 def list_letters(config_name: str, reason: str | None, symbol: str | None, *, as_json: bool) -> None:
-    """List the letters in the configured directory."""
+    """List the letters in the configured directory, and in the queue if there is one."""
     config = load_config(config_name)
+    import trio  # noqa: PLC0415
+
     from ingestor import replay  # noqa: PLC0415
 
-    replay.list_letters(config, replay.Choice(reason, symbol), as_json=as_json, out=sys.stdout)
+    choice = replay.Choice(reason, symbol)
+    trio.run(partial(replay.list_letters, config, choice, as_json=as_json, out=sys.stdout))
 
 
 @dead_letter.command("show")
@@ -333,9 +336,12 @@ def show_letter(config_name: str, letter_id: str, *, as_raw: bool) -> None:
     The beginning of its id is enough.
     """
     config = load_config(config_name)
+    import trio  # noqa: PLC0415
+
     from ingestor import replay  # noqa: PLC0415
 
-    replay.show_letter(config, letter_id, as_raw=as_raw, out=sys.stdout, raw_out=sys.stdout.buffer)
+    show = partial(replay.show_letter, config, letter_id, as_raw=as_raw, out=sys.stdout, raw_out=sys.stdout.buffer)
+    trio.run(show)
 
 
 @dead_letter.command("replay")

@@ -302,7 +302,7 @@ def packed(messages: Sequence[tuple[DeadLetter, str]]) -> Iterator[list[Message]
 
 
 class StoredLetter(NamedTuple):
-    """A letter in a file. `id` is made of its content, so that it stays the same wherever the line is moved."""
+    """A letter in a file, or in a queue. `id` is made of what was given up, so that it is the same wherever it lies."""
 
     id: str
     letter: LetterLine
@@ -331,7 +331,13 @@ def read_letters(directory: Path) -> Iterator[StoredLetter]:
                 except LetterLineError as error:
                     log.warning("dead_letter_unreadable", file=path.name, line=number, error=str(error))
                     continue
-                yield StoredLetter(sha256(line).hexdigest()[:12], letter, path.name)
+                yield stored_letter(letter, path.name)
+
+
+def stored_letter(letter: LetterLine, place: str) -> StoredLetter:
+    """Name a letter: one that is in the queue and in a file, because an answer was lost, has one name."""
+    content = msgspec.structs.replace(letter, written_ms=0, version="", text=None)
+    return StoredLetter(sha256(msgspec.json.encode(content)).hexdigest()[:12], letter, place)
 
 
 def parse_line(line: bytes) -> LetterLine:
@@ -359,6 +365,7 @@ class ReplayMarks:
 
     def add(self, ids: Sequence[str]) -> None:
         """Note ids; raises OSError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as marks:
             marks.write("".join(f"{each}\n" for each in ids))
             marks.flush()
@@ -379,7 +386,7 @@ def line_of(letter: DeadLetter, written_ms: int) -> LetterLine:
         written_ms=written_ms,
         version=__version__,
         raw_base64=base64.b64encode(letter.raw).decode(),
-        text=_text(letter.raw),
+        text=readable(letter.raw),
         symbol=letter.symbol,
         event_type=letter.event_type,
         partition_key=letter.partition_key,
@@ -393,7 +400,8 @@ def _claim_line(claim: Claim | None) -> ClaimLine | None:
     return None if claim is None else ClaimLine(*claim.subscription, claim.first, claim.last)
 
 
-def _text(raw: bytes) -> str | None:
+def readable(raw: bytes) -> str | None:
+    """Return bytes as text, None if they are none."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

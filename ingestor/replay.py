@@ -1,21 +1,31 @@
 """What a person does with dead letters: list them, look at one, send them again.
 
-A letter is sent again only as a record that fits today: a raw message of the venue is decoded and encoded by today's
-code, an encoded record is read and encoded again. What the venue or Kinesis would refuse now as then stays where it is.
-Every letter that Kinesis accepted is marked at once, and a marked one is never sent again.
+Letters lie in the directory, and in the queue if there is one. A letter is sent again only as a record that fits today:
+a raw message of the venue is decoded and encoded by today's code, an encoded record is read and encoded again. What the
+venue or Kinesis would refuse now as then stays where it is. Every letter that Kinesis accepted is marked in the
+directory at once, and a marked one is never sent again; only then is it deleted from the queue.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import trio
 
-from ingestor.aws import KinesisApi, KinesisSink, find_schema_version, make_kinesis_client
+from ingestor.aws import (
+    AwsApi,
+    KinesisApi,
+    KinesisSink,
+    QueueClient,
+    find_schema_version,
+    make_kinesis_client,
+    make_sqs_client,
+)
 from ingestor.core.backoff import Backoff
 from ingestor.core.binance import (
     REFUSALS,
@@ -31,8 +41,9 @@ from ingestor.core.errors import DecodeError, EncodeError, IngestorError, SinkEr
 from ingestor.core.model import PutEntry, Subscription
 from ingestor.core.partition import key_rule
 from ingestor.core.wording import printable, printable_lines
-from ingestor.dead_letter import ReplayMarks, read_letters
+from ingestor.dead_letter import ReplayMarks, read_letters, readable
 from ingestor.kinesis_producer import MAX_RECORD_BYTES
+from ingestor.letter_queue import WAIT_S, open_letter_queue
 from ingestor.resources import read_schema
 from ingestor.serializer import Serializer
 from ingestor.threads import open_threads
@@ -45,6 +56,9 @@ if TYPE_CHECKING:
     from ingestor.core.binance import Event
     from ingestor.core.model import EncodedRecord, EntryFailure, MarketData, PoisonReason
     from ingestor.dead_letter import StoredLetter
+    from ingestor.letter_queue import LetterQueue, Queue
+
+OpenQueue: TypeAlias = "Callable[[Config], tuple[Queue, str] | None]"
 
 BATCH_LETTERS: Final = 100
 BATCH_BYTES: Final = 4_000_000
@@ -97,34 +111,6 @@ class Choice(NamedTuple):
         )
 
 
-def list_letters(config: Config, choice: Choice, *, as_json: bool, out: TextIO) -> None:
-    """Write a line for every letter that is meant."""
-    directory = config.dead_letter.directory
-    replayed = ReplayMarks(directory).read()
-    for stored in filter(choice.takes, read_letters(directory)):
-        is_replayed = stored.id in replayed
-        out.write((json_line if as_json else plain_line)(stored, is_replayed=is_replayed) + "\n")
-
-
-def show_letter(config: Config, letter_id: str, *, as_raw: bool, out: TextIO, raw_out: BinaryIO) -> None:
-    """Write all that is known of one letter, or (`as_raw`) the bytes alone; raises `LetterError`."""
-    found = {each.id: each for each in read_letters(config.dead_letter.directory) if each.id.startswith(letter_id)}
-    if len(found) != 1:
-        raise LetterError(f"{len(found) or 'no'} letters begin with {letter_id}")
-    [stored] = found.values()
-    if as_raw:
-        raw_out.write(stored.raw)
-        return
-    fields: dict[str, Any] = {"id": stored.id, "file": stored.file, **msgspec.to_builtins(stored.letter)}
-    del fields["raw_base64"]
-    for name in ("first_seen_ms", "written_ms"):
-        fields[name.removesuffix("_ms")] = _clock(fields.pop(name))
-    text = fields.pop("text", None)
-    fields["bytes"] = len(stored.raw)
-    out.writelines(f"{name}: {_plain(value)}\n" for name, value in fields.items())
-    out.write(f"\n{stored.raw.hex(' ') if text is None else printable_lines(text)}\n")
-
-
 def json_line(stored: StoredLetter, *, is_replayed: bool) -> str:
     """Write a letter for machines."""
     return json.dumps(
@@ -149,12 +135,82 @@ def open_sink(settings: Kinesis) -> Sink:
     return KinesisSink(api, settings.stream_name)
 
 
+def open_queue(config: Config) -> tuple[Queue, str] | None:
+    """Open the queue of dead letters, if there is one; it waits for messages longer than the service waits for it."""
+    url = config.dead_letter.queue_url
+    if config.dead_letter.kind != "sqs" or url is None:
+        return None
+    kinesis = config.kinesis
+    timeouts = kinesis.timeouts.model_copy(update={"read_s": kinesis.timeouts.read_s + WAIT_S})
+    return QueueClient(AwsApi(partial(make_sqs_client, url, kinesis.region, timeouts), open_threads(1))), url
+
+
 def open_serializer(config: Config) -> Serializer:
     """Make what encodes records as the service does."""
     kinesis = config.kinesis
     version_id = find_schema_version(kinesis, read_schema("market_data")) if kinesis.encoding == "glue" else None
     key_of = key_rule(kinesis.partition_key, kinesis.lanes)
     return Serializer(framing=kinesis.encoding, schema_version_id=version_id, key_of=key_of)
+
+
+async def list_letters(
+    config: Config, choice: Choice, *, as_json: bool, out: TextIO, open_queue: OpenQueue = open_queue
+) -> None:
+    """Write a line for every letter that is meant; raises `SinkError` if the queue cannot be read."""
+    replayed = ReplayMarks(config.dead_letter.directory).read()
+    write = json_line if as_json else plain_line
+
+    def write_all(letters: Iterable[StoredLetter]) -> None:
+        out.writelines(
+            write(stored, is_replayed=stored.id in replayed) + "\n" for stored in filter(choice.takes, letters)
+        )
+
+    await each_letter(config, write_all, open_queue)
+
+
+async def show_letter(
+    config: Config,
+    letter_id: str,
+    *,
+    as_raw: bool,
+    out: TextIO,
+    raw_out: BinaryIO,
+    open_queue: OpenQueue = open_queue,
+) -> None:
+    """Write all that is known of one letter, or (`as_raw`) the bytes alone; raises `LetterError`."""
+    found: dict[str, StoredLetter] = {}
+
+    def look(letters: Iterable[StoredLetter]) -> None:
+        found.update({each.id: each for each in letters if each.id.startswith(letter_id)})
+
+    await each_letter(config, look, open_queue)
+    if len(found) != 1:
+        raise LetterError(f"{len(found) or 'no'} letters begin with {letter_id}")
+    [stored] = found.values()
+    if as_raw:
+        raw_out.write(stored.raw)
+        return
+    fields: dict[str, Any] = {"id": stored.id, "file": stored.file, **msgspec.to_builtins(stored.letter)}
+    del fields["raw_base64"]
+    for name in ("first_seen_ms", "written_ms"):
+        fields[name.removesuffix("_ms")] = _clock(fields.pop(name))
+    text = fields.pop("text", None) or readable(stored.raw)
+    fields["bytes"] = len(stored.raw)
+    out.writelines(f"{name}: {_plain(value)}\n" for name, value in fields.items())
+    out.write(f"\n{stored.raw.hex(' ') if text is None else printable_lines(text)}\n")
+
+
+async def each_letter(
+    config: Config, take: Callable[[Iterable[StoredLetter]], None], open_queue: OpenQueue = open_queue
+) -> None:
+    """Hand every letter to `take`: those in files, then those in the queue, which keeps them."""
+    take(read_letters(config.dead_letter.directory))
+    queue = open_queue(config)
+    if queue is None:
+        return
+    async with open_letter_queue(*queue) as letters:
+        while found := await letters.receive():
+            take(found)
 
 
 async def replay(
@@ -165,48 +221,97 @@ async def replay(
     is_dry: bool,
     out: TextIO,
     open_sink: Callable[[Kinesis], Sink] = open_sink,
+    open_queue: OpenQueue = open_queue,
 ) -> int:
-    """Send letters again, in their order; return 0 if each one that is meant has been, now or before, else 1.
+    """Send letters again, those in files, then those in the queue; 0 if each one that is meant has been, now or before.
 
     Ended half-way, it goes on from there the next time. `is_dry` says what would happen. Raises `SinkError` when
-    Kinesis does not take them.
+    Kinesis does not take them, or the queue cannot be read.
     """
-    directory = config.dead_letter.directory
-    marks = ReplayMarks(directory)
-    replayed = await trio.to_thread.run_sync(marks.read)
-    letters = await trio.to_thread.run_sync(lambda: list(filter(choice.takes, read_letters(directory))))
-    revival = Revival(open_serializer(config), config, is_forced=is_forced)
-    ready: list[Ready] = []
-    refused = 0
-    for stored in {each.id: each for each in letters if each.id not in replayed}.values():
-        try:
-            ready.append(Ready(stored, revival.record_of(stored)))
-        except RefusedError as error:
-            refused += 1
-            advice = "; --force sends it all the same" if error.is_forcible else ""
-            out.write(printable(f"{stored.id}  refused: {error}{advice}") + "\n")
-    sent = len(ready)
-    if is_dry:
-        out.writelines(f"{stored.id}  would be sent\n" for stored, _ in ready)
-    else:
-        sink = open_sink(config.kinesis)
+    run = Replay(config, is_forced=is_forced, sink=None if is_dry else open_sink(config.kinesis), out=out)
+    await run.send(list(filter(choice.takes, read_letters(config.dead_letter.directory))))
+    queue = open_queue(config)
+    if queue is not None:
+        async with open_letter_queue(*queue) as letters:
+            while found := await gather(letters):
+                await run.send(list(filter(choice.takes, found)), letters)
+    return run.report()
+
+
+async def gather(letters: LetterQueue) -> list[StoredLetter]:
+    """Receive about a batch of letters, oldest first: a queue gives them in any order."""
+    gathered: list[StoredLetter] = []
+    while len(gathered) < BATCH_LETTERS and (found := await letters.receive()):
+        gathered += found
+    return sorted(gathered, key=lambda stored: (stored.letter.first_seen_ms, stored.letter.written_ms))
+
+
+class Replay:
+    """One run of `replay`: what it has sent and refused so far. Without a sink it only says what it would do."""
+
+    def __init__(self, config: Config, *, is_forced: bool, sink: Sink | None, out: TextIO) -> None:
+        self._revival = Revival(open_serializer(config), config, is_forced=is_forced)
+        self._marks = ReplayMarks(config.dead_letter.directory)
+        self._replayed = self._marks.read()
+        self._met: set[str] = set()
+        self._sink = sink
+        self._out = out
+        self._sent = self._before = self._refused = 0
+
+    async def send(self, letters: Sequence[StoredLetter], queue: LetterQueue | None = None) -> None:
+        """Send those that were not sent yet, in their order, each once; the sent ones are deleted from their queue."""
+        named = {each.id: each for each in letters}
+        old = named.keys() & self._replayed
+        self._before += len(old - self._met)
+        new = named.keys() - old - self._met
+        ready = self._revive([stored for name, stored in named.items() if name in new])
+        self._met |= named.keys()
+        if self._sink is None:
+            self._sent += len(ready)
+            self._out.writelines(f"{stored.id}  would be sent\n" for stored, _ in ready)
+            return
+        if queue is not None and old:
+            await queue.delete(list(old))
 
         async def note(accepted: list[StoredLetter]) -> None:
-            ids = [stored.id for stored in accepted]
-            await trio.to_thread.run_sync(marks.add, ids)
-            out.writelines(f"{each}  sent\n" for each in ids)
+            self._note_sent([stored.id for stored in accepted])
+            if queue is not None:
+                await queue.delete([stored.id for stored in accepted])
+                await queue.keep()
 
         for batch in batches(ready):
             try:
-                await send(sink, batch, note)
+                await send(self._sink, batch, note)
             except SinkError as error:
                 if error.failure != "poison" or len(batch) > 1:
                     raise
-                refused, sent = refused + 1, sent - 1
-                out.write(printable(f"{batch[0].stored.id}  refused: {error}") + "\n")
-    before = len({each.id for each in letters} & replayed)
-    out.write(f"{sent} {'to send' if is_dry else 'sent'}, {before} sent before, {refused} refused\n")
-    return 1 if refused else 0
+                self._note_refused(batch[0].stored, str(error))
+
+    def report(self) -> int:
+        """Write the sums; return the exit code."""
+        verb = "to send" if self._sink is None else "sent"
+        self._out.write(f"{self._sent} {verb}, {self._before} sent before, {self._refused} refused\n")
+        return 1 if self._refused else 0
+
+    def _revive(self, letters: Iterable[StoredLetter]) -> list[Ready]:
+        ready: list[Ready] = []
+        for stored in letters:
+            try:
+                ready.append(Ready(stored, self._revival.record_of(stored)))
+            except RefusedError as error:
+                self._note_refused(stored, f"{error}{'; --force sends it all the same' if error.is_forcible else ''}")
+        return ready
+
+    def _note_sent(self, ids: list[str]) -> None:
+        """Mark letters that Kinesis has, durably and before anything else; nobody else waits for this loop."""
+        self._marks.add(ids)
+        self._replayed.update(ids)
+        self._sent += len(ids)
+        self._out.writelines(f"{each}  sent\n" for each in ids)
+
+    def _note_refused(self, stored: StoredLetter, why: str) -> None:
+        self._refused += 1
+        self._out.write(printable(f"{stored.id}  refused: {why}") + "\n")
 
 
 class Revival:

@@ -34,6 +34,7 @@ from ingestor.aws import (
     KinesisApi,
     KinesisSink,
     QueueClient,
+    QueueMessage,
     QueueSummary,
     RecordsPage,
     ShardInfo,
@@ -571,3 +572,28 @@ def test_what_stays_on_this_machine_goes_through_no_proxy(
         client: Any = make_kinesis_client(settings)
         proxy = client._endpoint.http_session._proxy_config.proxy_url_for(endpoint)
         assert proxy == (None if is_local else "http://proxy.test:3128")
+
+
+async def test_messages_of_a_queue_are_taken_held_and_deleted() -> None:
+    """Ten at a time, by their receipts, and what is refused is answered by position."""
+    url = "http://127.0.0.1:1/123456789012/letters"
+    sqs = make_sqs_client(url, "eu-west-1", Timeouts())
+    queue = QueueClient(AwsApi(lambda: sqs, inline))
+    failed = {"Id": "1", "SenderFault": True, "Code": "ReceiptHandleIsInvalid", "Message": "gone"}
+    refused = [None, EntryFailure("ReceiptHandleIsInvalid", "gone")]
+    with Stubber(sqs) as stubber:
+        stubber.add_response(
+            "receive_message",
+            {"Messages": [{"MessageId": "m", "Body": "b", "ReceiptHandle": "r"}]},
+            {"QueueUrl": url, "MaxNumberOfMessages": 10, "VisibilityTimeout": 300, "WaitTimeSeconds": 1},
+        )
+        assert await queue.receive(url, hold_s=300, wait_s=1) == [QueueMessage("m", "b", "r")]
+        stubber.add_response("receive_message", {})
+        assert await queue.receive(url, hold_s=300, wait_s=1) == []
+        entries = [{"Id": "0", "ReceiptHandle": "r"}, {"Id": "1", "ReceiptHandle": "s"}]
+        held = [entry | {"VisibilityTimeout": 0} for entry in entries]
+        answer = {"Successful": [{"Id": "0"}], "Failed": [failed]}
+        stubber.add_response("change_message_visibility_batch", answer, {"QueueUrl": url, "Entries": held})
+        assert await queue.hold(url, ["r", "s"], 0) == refused
+        stubber.add_response("delete_message_batch", answer, {"QueueUrl": url, "Entries": entries})
+        assert await queue.delete(url, ["r", "s"]) == refused

@@ -17,6 +17,7 @@ from ingestor.dead_letter import ReplayMarks, encode
 from ingestor.replay import Choice, LetterError
 from ingestor.serializer import Serializer
 from tests.fakes.kinesis import INVALID, NO_STREAM, THROTTLED, UNAVAILABLE, FakeKinesis, refuse
+from tests.fakes.queue import URL, MemoryQueue
 from tests.fakes.records import trade
 
 if TYPE_CHECKING:
@@ -50,82 +51,100 @@ class Desk:
     """A directory of letters and a stream, and a person in front of them."""
 
     def __init__(
-        self, directory: Path, *letters: DeadLetter, kinesis: FakeKinesis | None = None, **binance: Any
+        self,
+        directory: Path,
+        *letters: DeadLetter,
+        kinesis: FakeKinesis | None = None,
+        queue: MemoryQueue | None = None,
+        **binance: Any,
     ) -> None:
         self.directory = directory
         self.kinesis = kinesis or FakeKinesis()
+        self.queue = queue
         self.config = Config(
             dead_letter=DeadLetters(directory=directory),
             binance=Binance.model_validate({"symbols": ["BTCUSDT"], **binance}),
         )
-        (directory / "1.jsonl").write_bytes(b"".join(encode(each, DAY_MS + 1) for each in letters))
+        if letters:
+            (directory / "1.jsonl").write_bytes(b"".join(encode(each, DAY_MS + 1) for each in letters))
+
+    def open_queue(self, _config: Config) -> tuple[MemoryQueue, str] | None:
+        return None if self.queue is None else (self.queue, URL)
 
     async def replay(self, choice: Choice = Choice(), *, forced: bool = False, dry: bool = False) -> tuple[int, str]:  # noqa: B008 - a constant
         out = io.StringIO()
         code = await replay.replay(
-            self.config, choice, is_forced=forced, is_dry=dry, out=out, open_sink=lambda _: self.kinesis
+            self.config,
+            choice,
+            is_forced=forced,
+            is_dry=dry,
+            out=out,
+            open_sink=lambda _: self.kinesis,
+            open_queue=self.open_queue,
         )
         return code, out.getvalue()
 
-    def lines(self, choice: Choice = Choice(), *, as_json: bool = False) -> list[str]:  # noqa: B008 - a constant
+    async def lines(self, choice: Choice = Choice(), *, as_json: bool = False) -> list[str]:  # noqa: B008 - a constant
         out = io.StringIO()
-        replay.list_letters(self.config, choice, as_json=as_json, out=out)
+        await replay.list_letters(self.config, choice, as_json=as_json, out=out, open_queue=self.open_queue)
         return out.getvalue().splitlines()
 
-    def show(self, letter_id: str, *, as_raw: bool = False) -> tuple[str, bytes]:
+    async def show(self, letter_id: str, *, as_raw: bool = False) -> tuple[str, bytes]:
         out, raw_out = io.StringIO(), io.BytesIO()
-        replay.show_letter(self.config, letter_id, as_raw=as_raw, out=out, raw_out=raw_out)
+        await replay.show_letter(
+            self.config, letter_id, as_raw=as_raw, out=out, raw_out=raw_out, open_queue=self.open_queue
+        )
         return out.getvalue(), raw_out.getvalue()
 
     def stored(self) -> list[MarketData]:
         return [Serializer().decode(inner.data) for inner in self.kinesis.stored()]
 
 
-def test_letters_are_listed_with_what_tells_them_apart(tmp_path: Path) -> None:
+async def test_letters_are_listed_with_what_tells_them_apart(tmp_path: Path) -> None:
     """A line each, filtered by reason and symbol; control characters of a stranger do not reach the terminal."""
     desk = Desk(tmp_path, of_record(7), letter(b"\x1b[2J", symbol="X\x1b[2J"))
-    [first, second] = desk.lines()
+    [first, second] = await desk.lines()
     assert first.split()[1:5] == ["2026-09-21T14:13:20Z", "waiting", "gave_up", "BTCUSDT"]
     assert "trade 7-7" in first
     assert second.isprintable()
-    assert desk.lines(Choice(reason="gave_up")) == desk.lines(Choice(symbol="BTCUSDT")) == [first]
-    assert desk.lines(Choice(symbol="NONE")) == []
-    fields = json.loads(desk.lines(as_json=True)[0])
+    assert await desk.lines(Choice(reason="gave_up")) == await desk.lines(Choice(symbol="BTCUSDT")) == [first]
+    assert await desk.lines(Choice(symbol="NONE")) == []
+    fields = json.loads((await desk.lines(as_json=True))[0])
     assert (fields["id"], fields["replayed"], fields["reason"]) == (first.split()[0], False, "gave_up")
 
 
-def test_a_directory_that_is_not_there_holds_no_letters(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_holds_no_letters(tmp_path: Path) -> None:
     """Nothing was ever given up."""
     desk = Desk(tmp_path)
     desk.config = desk.config.model_copy(update={"dead_letter": DeadLetters(directory=tmp_path / "none")})
-    assert desk.lines() == []
+    assert await desk.lines() == []
 
 
-def test_one_letter_is_shown_whole(tmp_path: Path) -> None:
+async def test_one_letter_is_shown_whole(tmp_path: Path) -> None:
     """Text as text, other bytes in hex, or the bytes themselves."""
     desk = Desk(tmp_path, letter(b"plain text"), letter(b"\xff\x00"))
-    [text_id, bytes_id] = [line.split()[0] for line in desk.lines()]
-    shown, _ = desk.show(text_id[:6])
+    [text_id, bytes_id] = [line.split()[0] for line in await desk.lines()]
+    shown, _ = await desk.show(text_id[:6])
     assert shown.endswith("\nplain text\n")
     assert "reason: unexpected_shape\n" in shown
     assert "bytes: 10\n" in shown
-    assert desk.show(bytes_id)[0].endswith("\nff 00\n")
-    assert desk.show(bytes_id, as_raw=True) == ("", b"\xff\x00")
+    assert (await desk.show(bytes_id))[0].endswith("\nff 00\n")
+    assert await desk.show(bytes_id, as_raw=True) == ("", b"\xff\x00")
     with pytest.raises(LetterError, match="no letters begin with zz"):
-        desk.show("zz")
+        await desk.show("zz")
     with pytest.raises(LetterError, match="2 letters begin with"):
-        desk.show("")
+        await desk.show("")
 
 
 async def test_a_raw_message_goes_as_todays_code_understands_it(tmp_path: Path) -> None:
     """It became a letter when the venue sent what the code of then did not know."""
     desk = Desk(tmp_path, letter(message(trade_id=9)))
-    assert await desk.replay() == (0, f"{desk.lines()[0].split()[0]}  sent\n1 sent, 0 sent before, 0 refused\n")
+    assert await desk.replay() == (0, f"{(await desk.lines())[0].split()[0]}  sent\n1 sent, 0 sent before, 0 refused\n")
     [record] = desk.stored()
     assert (record.trade is not None and record.trade.trade_id, record.price) == (9, "1.50000000")
     assert record.received_at == DAY_MS * 1000
     assert desk.kinesis.puts[0].entries[0].partition_key == "BTCUSDT"
-    assert "replayed" in desk.lines()[0]
+    assert "replayed" in (await desk.lines())[0]
 
 
 async def test_every_kind_of_event_is_understood(tmp_path: Path) -> None:
@@ -169,7 +188,7 @@ async def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
 async def test_chosen_letters_alone_are_sent(tmp_path: Path) -> None:
     """By the beginnings of their ids, by reason, by symbol."""
     desk = Desk(tmp_path, of_record(1), of_record(2), of_record(3, symbol="ETHUSDT"), of_record(4, "too_large"))
-    second = desk.lines()[1].split()[0]
+    second = (await desk.lines())[1].split()[0]
     await desk.replay(Choice(ids=(second[:8],)))
     await desk.replay(Choice(symbol="ETHUSDT"))
     await desk.replay(Choice(reason="too_large"))
