@@ -99,7 +99,7 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     exit_code = 0
     try:
-        file = ConfigFile(read_config, open_threads(1, only_read=True))
+        file = ConfigFile(read_config, open_threads(1, may_abandon=True))
         trio.run(run_until_signal, config, open_world(config), file)
     except* (ConfigError, RestrictedLocationError, health_check.BindError) as group:
         exit_code = MISCONFIGURED

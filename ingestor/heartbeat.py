@@ -1,12 +1,13 @@
 """Writes heartbeats, which are also the checkpoint, and reads those of earlier tasks back (completeness.md §1, §3).
 
 Every interval the acknowledged coverage goes to the heartbeat stream. A beat that fails is not sent again: the next
-one says more. Data does not wait for beats, with one exception: the first record of a subscription waits until its
-origin is written, so that a task killed in its first second leaves a trace for the next one.
+one says more. A part that was refused alone is, as it is by then: a stream that is always throttled would otherwise
+never take a whole beat of many parts. Data does not wait for beats, with one exception: the first record of a
+subscription waits until its origin is written, so that a task killed in its first second leaves a trace for the next.
 
 The partition key of part 3 is `<instance>/3`: coverage only grows and keeps its order, so a record says all that an
-earlier one of the same key said, and whoever reads a page of them decodes the last of each key. A beat about origins
-alone has a key of its own.
+earlier one of the same key said, and whoever reads a page of them decodes the last of each key. A beat about some
+subscriptions alone has keys of its own, and so has the last beat: one that a stop did not wait for may land behind it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class HeartbeatWriter:
         self._wall_ns = wall_ns
         self._number = 0
         self._is_failing = False
-        self._origins: set[Subscription] = set()  # begun, and not written yet
+        self._origins: dict[Subscription, int] = {}  # begun and not written yet, and at which turn
+        self._turns = 0
+        self._refused: set[Subscription] = set()  # in a part of the newest beat that was not accepted
         self._origins_due_s = 0.0
         self._asked = trio.Event()
         self._written = trio.Event()
@@ -109,7 +112,7 @@ class HeartbeatWriter:
         while True:
             is_due = trio.current_time() >= due_s
             due_s = trio.current_time() + self._interval_s if is_due else due_s
-            is_written = await self._beat() if is_due else await self._beat(list(self._origins))
+            is_written = await (self._beat() if is_due else self._beat(self._unwritten()))
             if is_written:
                 backoff.reset()
             else:
@@ -129,46 +132,59 @@ class HeartbeatWriter:
         if not self._origins:
             self._origins_due_s = trio.current_time() + ORIGIN_LIMIT_S
         awaited = {begin.subscription for begin in begins}
-        self._origins |= awaited
+        self._turns += 1
+        self._origins |= dict.fromkeys(awaited, self._turns)
         self._asked.set()
         with trio.move_on_at(self._origins_due_s):
-            while not self._origins.isdisjoint(awaited):
+            while not self._origins.keys().isdisjoint(awaited):
                 await self._written.wait()
 
     async def final_beat(self, deadline_s: float) -> bool:
         """Write the last beat of a clean stop, once `run` has ended; return whether it was written by `deadline_s`."""
         backoff = Backoff(initial_s=RETRY_S, max_s=1.0, multiplier=2.0, jitter=None)
+        self._refused.clear()
         with trio.move_on_at(deadline_s):
             while True:
-                if await self._beat(final=True):
+                if await self._beat(list(self._refused) or None, final=True):
                     return True
                 await trio.sleep(backoff.next_delay())
         return False
 
+    def _unwritten(self) -> list[Subscription]:
+        """Return what is not to wait for the next interval."""
+        return list(self._origins.keys() | self._refused)
+
     async def _pause_until(self, due_s: float) -> None:
         with trio.move_on_at(due_s):
-            while not self._origins:
+            while not self._unwritten():
                 await self._asked.wait()
                 self._asked = trio.Event()
 
-    async def _beat(self, origins: Sequence[Subscription] | None = None, *, final: bool = False) -> bool:
-        """Write one beat about everything, or about `origins` alone; return whether all of it was accepted."""
+    async def _beat(self, names: Sequence[Subscription] | None = None, *, final: bool = False) -> bool:
+        """Write one beat about everything, or about `names` alone; return whether all of it was accepted."""
         number, self._number = self._number, self._number + 1
-        names = list(self._coverage) if origins is None else origins
-        written = self._origins.intersection(names)
-        parts = split(names)
-        key = f"{self._author.instance}/" if origins is None else f"{self._author.instance}/{number}/"
+        parts = split(list(self._coverage) if names is None else names)
+        beat = f"{number}/" if final or names is not None else ""
+        if names is None:
+            self._refused.clear()
+        is_whole = True
         for start in range(0, len(parts), PARTS_PER_PUT):
             speaking = parts[start : start + PARTS_PER_PUT]
+            begun = dict(self._origins)  # what begins from now on is not in it
             entries = []
             for part, of_part in enumerate(speaking, start):
                 data = self._encode(beat_to_avro(self._part(of_part, number, part, len(parts), final=final)))
-                entries.append(PutEntry(data, f"{key}{part}", None))
+                entries.append(PutEntry(data, f"{self._author.instance}/{beat}{part}", None))
                 await trio.lowlevel.checkpoint()  # a part takes milliseconds, and the whole market has many
-            if not await self._put(entries):
+            answers = await self._put(entries)
+            if answers is None:
                 return False
-        self._note_written(written)
-        return True
+            for of_part, is_accepted in zip(speaking, answers, strict=True):
+                self._note_part(of_part, begun, is_accepted=is_accepted)
+            is_whole = is_whole and all(answers)
+        if is_whole:
+            self._note_beat()
+        return is_whole
 
     def _part(self, names: Sequence[Subscription], number: int, part: int, parts: int, *, final: bool) -> Beat:
         author, identity = self._author, self._author.identity
@@ -193,27 +209,39 @@ class HeartbeatWriter:
             entries=[carried(name, self._coverage[name]) for name in names],
         )
 
-    async def _put(self, entries: Sequence[PutEntry]) -> bool:
+    async def _put(self, entries: Sequence[PutEntry]) -> list[bool] | None:
+        """Return which entries were accepted; None if the call failed."""
         try:
             answers = await self._sink.put(entries)
         except SinkError as error:
             self._note_failure(error.code, str(error))
-            return False
-        for failure in answers:
-            if failure is not None:
-                self._note_failure(failure.code, failure.text)
-                return False
-        return True
+            return None
+        if failures := [failure for failure in answers if failure is not None]:
+            self._note_failure(failures[0].code, failures[0].text)
+        return [failure is None for failure in answers]
 
-    def _note_written(self, origins: set[Subscription]) -> None:
+    def _note_part(
+        self, names: Sequence[Subscription], begun: Mapping[Subscription, int], *, is_accepted: bool
+    ) -> None:
+        """Note what is written down, and let go on what waited for that."""
+        if not is_accepted:
+            self._refused.update(names)
+            return
+        self._refused.difference_update(names)
+        for name in begun.keys() & names:
+            if self._origins.get(name) == begun[name]:
+                del self._origins[name]
+        self._written.set()
+        self._written = trio.Event()
+
+    def _note_beat(self) -> None:
         self._metrics.beats.labels("acknowledged").inc()
+        if self._refused:
+            return
         self._board.heartbeat_acknowledged_s = trio.current_time()
         if self._is_failing:
             self._is_failing = False
             log.info("heartbeat_recovered")
-        self._origins -= origins
-        self._written.set()
-        self._written = trio.Event()
 
     def _note_failure(self, code: str, text: str) -> None:
         self._metrics.beats.labels("failed").inc()

@@ -16,18 +16,19 @@ class RunBlocking(Protocol):
     """Runs a blocking call without blocking the loop, and returns what it returns."""
 
     async def __call__(self, fn: Callable[[], T], /) -> T:
-        """Wait for `fn()`; not abandoned, because what it did may have landed, unless it only reads."""
+        """Wait for `fn()`; unless it was opened otherwise, to its end, because what it did may have landed."""
         ...
 
 
-def open_threads(count: int, *, only_read: bool = False) -> RunBlocking:
+def open_threads(count: int, *, may_abandon: bool = False) -> RunBlocking:
     """Make a crossing with its own limiter of `count` threads, so that one slow service cannot starve another.
 
-    With `only_read` a cancellation leaves a call to itself: a disk that hangs must not hold up a stop.
+    With `may_abandon` a cancelled call is left to itself and what it did stays unknown: for reads, and for what may be
+    done twice.
     """
     limiter = trio.CapacityLimiter(count)
 
     async def run_blocking(fn: Callable[[], T], /) -> T:
-        return await trio.to_thread.run_sync(fn, limiter=limiter, abandon_on_cancel=only_read)
+        return await trio.to_thread.run_sync(fn, limiter=limiter, abandon_on_cancel=may_abandon)
 
     return run_blocking

@@ -77,7 +77,10 @@ def open_world(config: Config) -> World:
     """Open the real one, from the main thread; raises `ConfigError` for an endpoint that cannot be."""
     kinesis = config.kinesis
     data = KinesisApi(partial(make_kinesis_client, kinesis, connections=CALLS_IN_FLIGHT), open_threads(CALLS_IN_FLIGHT))
-    side = KinesisApi(partial(make_kinesis_client, kinesis, connections=SIDE_THREADS), open_threads(SIDE_THREADS))
+    # A beat says all that an earlier one said, so one that a stop cannot wait for is left to itself; so is a read.
+    side = KinesisApi(
+        partial(make_kinesis_client, kinesis, connections=SIDE_THREADS), open_threads(SIDE_THREADS, may_abandon=True)
+    )
     return World(
         connect=partial(open_stream, parse_url(config.binance.websocket_url)),
         rest_transport=None,

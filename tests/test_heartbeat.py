@@ -109,14 +109,37 @@ class TestWriting:
         assert writing.outcomes() == {"acknowledged": 1, "failed": 0}
 
     async def test_a_failed_beat_is_followed_by_a_fresh_one(self, autojump_clock: MockClock) -> None:
-        """Whole calls and single parts; one log line for the outage, one for its end, and the age tells the rest."""
-        writing = Writing(FakeKinesis([NO_STREAM, refuse(INTERNAL)]))
+        """With the next interval; one log line for the outage, one for its end, and the age tells the rest."""
+        writing = Writing(FakeKinesis([NO_STREAM, UNAVAILABLE]))
         with capture_logs() as logs, trio.move_on_after(14):
             await writing.writer.run()
         assert writing.sink.times == [0.0, 5.0, 10.0]
         assert writing.outcomes() == {"acknowledged": 1, "failed": 2}
         assert [line["event"] for line in logs] == ["heartbeat_failed", "heartbeat_recovered"]
         assert writing.board.heartbeat_acknowledged_s == 10.0
+
+    async def test_a_part_that_was_refused_goes_again_alone_and_soon(self, autojump_clock: MockClock) -> None:
+        """A throttled stream would never take a whole beat of many parts; later calls go on behind what is refused."""
+        writing = Writing(
+            FakeKinesis([refuse(INTERNAL, 1, 3), refuse(INTERNAL, 99), refuse(INTERNAL, 0)]), subscriptions=9_000
+        )
+        with trio.move_on_after(4):
+            await writing.writer.run()
+        assert [len(put.entries) for put in writing.sink.puts] == [40, 5, 2, 1]
+        assert writing.sink.times == pytest.approx([0.0, 0.0, 0.2, 0.6])
+        assert len(writing.accepted()) == 9_000
+        assert writing.board.heartbeat_acknowledged_s == pytest.approx(0.6)
+        keys = [entry.partition_key for put in writing.sink.puts for entry in put.entries]
+        assert keys[45:] == ["task-1/1/0", "task-1/1/1", "task-1/2/0"]
+
+    async def test_of_the_final_beat_too_only_what_was_refused_goes_again(self, autojump_clock: MockClock) -> None:
+        """Under keys that no other part has, or a reader would take the last one for all of them."""
+        writing = Writing(FakeKinesis([refuse(INTERNAL, 0, 2), UNAVAILABLE]), subscriptions=700)
+        assert await writing.writer.final_beat(10.0)
+        assert [len(put.entries) for put in writing.sink.puts] == [4, 2, 2]
+        assert len(writing.accepted()) == 700
+        stored = [inner.partition_key for inner in writing.sink.stored()]
+        assert len(set(stored)) == len(stored) == 4
 
     async def test_the_final_beat_is_tried_until_it_is_written(self, autojump_clock: MockClock) -> None:
         """All of its parts say that it is the last."""
@@ -166,6 +189,26 @@ class TestAdmission:
                 await trio.sleep(0.01)
         assert trio.current_time() == pytest.approx(1.2)
         assert writing.sink.times == [0.0, 1.0, 1.1]
+        nursery.cancel_scope.cancel()
+
+    async def test_an_origin_in_an_accepted_part_is_written_whatever_else_is_refused(
+        self, autojump_clock: MockClock, nursery: trio.Nursery
+    ) -> None:
+        """Its data goes on; the others wait for theirs."""
+        names = [Subscription(f"S{number:04d}", "trade") for number in range(300)]
+        writing = Writing(FakeKinesis([refuse(INTERNAL, 99), refuse(INTERNAL, 1)]))
+        await nursery.start(writing.writer.run)
+        await trio.sleep(1)
+        done: list[float] = []
+
+        async def admit(name: Subscription) -> None:
+            await writing.writer.admit([Begin(name, 1, 1)])
+            done.append(trio.current_time())
+
+        for name in names:
+            nursery.start_soon(admit, name)
+        await trio.sleep(3)
+        assert done == [1.0] * 200 + [1.2] * 100
         nursery.cancel_scope.cancel()
 
     async def test_data_waits_ten_seconds_at_most(self, autojump_clock: MockClock, nursery: trio.Nursery) -> None:

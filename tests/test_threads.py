@@ -1,42 +1,32 @@
-"""Blocking work beside the loop, and what a cancellation does to it."""
+"""The crossing into threads: who is cancelled waits for the end of a call, unless nobody needs to know it."""
 
 from __future__ import annotations
 
-import threading
+from threading import Event
 
+import pytest
 import trio
 
 from ingestor.threads import open_threads
 
 
-async def test_a_call_that_only_reads_does_not_hold_up_a_stop() -> None:
-    """A disk may hang for minutes."""
-    answer = threading.Event()
-    try:
-        with trio.fail_after(5), trio.move_on_after(0.01) as scope:
-            await open_threads(1, only_read=True)(answer.wait)
-        assert scope.cancelled_caught
-    finally:
-        answer.set()
+@pytest.mark.parametrize("may_abandon", [False, True])
+async def test_a_cancelled_call_is_waited_for_or_left_to_itself(may_abandon: bool) -> None:
+    """Calls that may be left to themselves do not hold up a stop."""
+    run_blocking = open_threads(1, may_abandon=may_abandon)
+    started, may_end, ended = trio.Event(), Event(), Event()
 
-
-async def test_a_call_that_may_have_landed_is_waited_for() -> None:
-    """Its answer counts, although somebody wanted to stop."""
-    answers: list[bool] = []
-    began, go_on = threading.Event(), threading.Event()
-
-    def call() -> bool:
-        began.set()
-        return go_on.wait(5)
-
-    async def wait() -> None:
-        answers.append(await open_threads(1)(call))
+    def call() -> None:
+        trio.from_thread.run_sync(started.set)
+        may_end.wait(10)
+        ended.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        with trio.fail_after(5):
-            while not began.is_set():  # noqa: ASYNC110 - a thread has no way to tell
-                await trio.sleep(0.001)
+        nursery.start_soon(run_blocking, call)
+        await started.wait()
         nursery.cancel_scope.cancel()
-        go_on.set()
-    assert answers == [True]
+        if not may_abandon:
+            may_end.set()
+    was_waited_for = ended.is_set()
+    may_end.set()
+    assert was_waited_for is not may_abandon

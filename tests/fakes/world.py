@@ -14,6 +14,7 @@ from trio.testing import memory_stream_pair
 
 from ingestor.config import Binance, Config, DeadLetters, Health, Heartbeat, Kinesis, Repair
 from ingestor.core.audit import Audit, AuditReport
+from ingestor.core.errors import SinkError
 from ingestor.core.kpl import disaggregate
 from ingestor.local.market import Market
 from ingestor.local.venue import Venue
@@ -64,6 +65,25 @@ class Life:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
 
+    async def abandon(self, nursery: trio.Nursery, call: Callable[[], Awaitable[T]]) -> T:
+        """Await `call` as a thread would run it that is left to itself by whoever is cancelled while he waits."""
+        done = trio.Event()
+        results: list[T] = []
+        errors: list[SinkError] = []
+
+        async def run() -> None:
+            try:
+                results.append(await self.in_thread(call))
+            except SinkError as error:
+                errors.append(error)
+            done.set()
+
+        nursery.start_soon(run)
+        await done.wait()
+        for error in errors:
+            raise error
+        return results[0]
+
     async def in_thread(self, call: Callable[[], Awaitable[T]]) -> T:
         """Await `call` as a thread would run it."""
         await self.reach()
@@ -98,6 +118,18 @@ class LifeSink:
         if self._on_answer is not None:
             self._on_answer(entries, answer)
         return answer
+
+
+class BeatSink(LifeSink):
+    """A stream whose puts may be left to themselves, in `nursery`: they end there, and may land after all."""
+
+    def __init__(self, stream: MemoryStream, life: Life, nursery: Callable[[], trio.Nursery]) -> None:
+        super().__init__(stream, life, None)
+        self._nursery = nursery
+
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+        """Put as long as there is life and somebody waits."""
+        return await self._life.abandon(self._nursery(), partial(super().put, entries))
 
 
 class MemoryWorld:
@@ -151,18 +183,21 @@ class MemoryWorld:
             connect=partial(self._connect, life),
             rest_transport=httpx.MockTransport(partial(self._answer, life)),
             data_sink=LifeSink(self.data, life, self.on_answer),
-            heartbeat_sink=LifeSink(self.beats, life, None),
+            heartbeat_sink=BeatSink(self.beats, life, self._threads),
             streams=self.streams,
             run_blocking=run_inline,
             wall_ns=self.wall_ns,
             random=Random(f"{self.seed}/{life.number}"),
         )
 
+    def _threads(self) -> trio.Nursery:
+        assert self._sockets is not None
+        return self._sockets
+
     async def _connect(self, life: Life) -> trio.abc.Stream:
         await life.reach()
-        assert self._sockets is not None
         ours, theirs = memory_stream_pair()
-        self._sockets.start_soon(self.venue.handle, theirs)
+        self._threads().start_soon(self.venue.handle, theirs)
         return ours
 
     async def _answer(self, life: Life, request: httpx.Request) -> httpx.Response:
