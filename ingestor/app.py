@@ -42,6 +42,7 @@ from ingestor.core.subscription import Shares, expand
 from ingestor.dead_letter import FileDeadLetters, LetterFiles, QueueDeadLetters
 from ingestor.fan_in import FanIn
 from ingestor.hangup import release_hangups
+from ingestor.heads import Head, Heads
 from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.holes import HoleBook
 from ingestor.kinesis_producer import KinesisProducer
@@ -428,7 +429,9 @@ class Line:
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)
             sources.start_soon(self.service.rest.keep_time)
-            sources.start_soon(self._look_back, self.resume.open(begun))
+            search = self.resume.open(begun)
+            sources.start_soon(self._look_back, search)
+            sources.start_soon(self._heads_of(begun, search if self.service.config.heartbeat.resume else None).run)
             sources.start_soon(self.service.reload.run, partial(self._carry, sources=sources))
             await stop.wait()
             self.stopped_s = trio.current_time()
@@ -438,8 +441,11 @@ class Line:
         """Carry `wanted` from now on; what stays flows on undisturbed, what is new starts as all did."""
         before, after = set(self.subscriptions), set(wanted)
         new = self._change_to(wanted, sources)
+        search: Resume | None = None
         if added := [each for each in new if self._may_be_resumed(each)]:
-            sources.start_soon(self._resume, self.resume.open(added))
+            search = self.resume.open(added)
+            sources.start_soon(self._resume, search)
+        sources.start_soon(self._heads_of(new, search).run)
         log.info(
             "subscriptions_changed",
             added=len(after - before),
@@ -731,6 +737,32 @@ class Line:
     def _make_connections(self, number: int, planned: Sequence[Subscription]) -> list[Connection]:
         redundancy = self.service.config.binance.connections.redundancy
         return [self._make_connection(number, twin, planned) for twin in range(redundancy)]
+
+    def _heads_of(self, subscriptions: Sequence[Subscription], search: Resume | None) -> Heads:
+        """Find the heads of what begins; `search` tells when it is known what earlier tasks said of it."""
+        return Heads(
+            subscriptions,
+            self.intake,
+            self.service.rest,
+            is_subscribed=lambda: all(each.feed is not None and each.feed.is_live for each in self.connections),
+            is_known=lambda subscription: search is None or search.knows(subscription),
+            begin=self._begin_behind,
+        )
+
+    async def _begin_behind(self, heads: Sequence[Head]) -> None:
+        """Count quiet symbols from their heads on, or from behind what an earlier task covered if that is more.
+
+        It is if REST is late, and if the venue began its ids again: then the first live trade, which has an old number
+        and a new time, says so.
+        """
+        lifted = []
+        for head in heads:
+            entry = self.coverage.get(head.subscription)
+            if entry is not None and entry.covered:
+                last_id = max(head.last_id, entry.covered.highest)
+                head = Head(head.subscription, last_id, max(head.event_ms, entry.last_event_ms))  # noqa: PLW2901
+            lifted.append(head)
+        await self.fan_in.begin_behind(lifted)
 
     def _make_connection(self, number: int, twin: int, planned: Sequence[Subscription]) -> Connection:
         service = self.service

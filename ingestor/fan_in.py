@@ -77,6 +77,10 @@ class FanIn:
         await self._hand_on(accepted)
         return accepted.controls
 
+    async def begin_behind(self, heads: Sequence[tuple[Subscription, int, int]]) -> None:
+        """Count quiet symbols from behind the venue's newest trade on; the origins are written before more goes on."""
+        await self._hand_on(self._intake.begin_behind(heads, trio.current_time()))
+
     async def give_up_waiting(self) -> NoReturn:
         """Let go on what waited in vain for another feed, until cancelled.
 

@@ -346,11 +346,12 @@ class ServerTime(Struct, frozen=True, rename={"server_time": "serverTime"}):
     server_time: Natural
 
 
-class Ticker(Struct, frozen=True, gc=False, rename={"last_trade_id": "lastId"}):
-    """A row of /api/v3/ticker/24hr; `last_trade_id` is -1 when nothing was traded for a day."""
+class Ticker(Struct, frozen=True, gc=False, rename={"last_trade_id": "lastId", "close_ms": "closeTime"}):
+    """A row of /api/v3/ticker/24hr up to `close_ms`; `last_trade_id` is -1 when nothing was traded for a day."""
 
     symbol: str
     last_trade_id: NaturalOrNone
+    close_ms: Natural = 0
 
 
 class VenueRefusal(Struct, frozen=True, rename={"text": "msg"}):

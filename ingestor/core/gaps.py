@@ -62,6 +62,14 @@ class TradeTracker:
             return IN_ORDER
         return self._out_of_order(trade_id, trade_ms)
 
+    def begin_behind(self, trade_id: int, trade_ms: int) -> bool:
+        """Expect what follows `trade_id`, the newest trade up to `trade_ms`; False if one was seen already."""
+        if self.expected >= 0:
+            return False
+        self.expected = trade_id + 1
+        self.last_event_ms = trade_ms
+        return True
+
     def pass_over(self, trade_id: int, trade_ms: int) -> tuple[int, int] | None:
         """Expect what follows `trade_id`, a trade of `trade_ms` that will not come; return the ids passed over."""
         if not 0 <= self.expected <= trade_id:

@@ -535,6 +535,23 @@ class Intake:
         live = self._streams.get(subscription.stream_name)
         return NOWHERE if live is None else live.position
 
+    def begin_behind(self, heads: Iterable[tuple[Subscription, int, int]], received_s: float) -> Accepted:
+        """Count trades from behind the venue's newest one on, by id and time, where none was seen yet.
+
+        What is said of the time is no evidence of a restart: REST may be behind the stream.
+        """
+        accepted = Accepted(received_s)
+        for subscription, last_id, event_ms in heads:
+            live = self._streams.get(subscription.stream_name)
+            if isinstance(live, LiveTrades) and live.tracker.begin_behind(last_id, event_ms):
+                accepted.begins.append(Begin(subscription, last_id + 1, 0))
+        return accepted
+
+    def has_heard(self, subscription: Subscription) -> bool:
+        """Say whether any feed brought anything of a subscription."""
+        live = self._streams.get(subscription.stream_name)
+        return live is not None and live.received > 0
+
     def pass_over(self, subscription: Subscription, there: Position, event_ms: int, now_ms: int) -> Gap | None:
         """Go on behind `there`, the venue's newest; return what has to be fetched now, because it will not come.
 

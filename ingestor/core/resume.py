@@ -234,6 +234,10 @@ class Resume:
         """Look no longer for those of `subscriptions` of which no live id came; of the others the answer is owed."""
         self.drop([each for each in subscriptions if each not in self._live])
 
+    def knows(self, subscription: Subscription) -> bool:
+        """Say whether all that earlier tasks wrote of `subscription` was read, as far as it matters."""
+        return subscription in self._read_at or subscription not in self._open
+
     def next_window(self) -> Window | None:
         """Return the stretch to read now; None when the search is over."""
         if not self._windows or not self._unread():

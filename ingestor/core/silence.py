@@ -61,6 +61,8 @@ class Ear:
     def listen(self, usual: Usual, intake: Intake, now: float) -> bool:
         """Compare with the last sweep; say whether the silence has become suspicious."""
         if self.is_silent:
+            if self.position < (0, 0) and not intake.has_heard(self.subscription):
+                self.position = intake.position(self.subscription)  # REST told it, and no other feed was faster
             return now >= self._due_s
         usual_s = usual.get(self.subscription, UNKNOWN_S) * _KEPT
         usual_s = usual[self.subscription] = max(usual_s, now - self._heard_s if self._is_learning else 0.0)

@@ -59,6 +59,20 @@ def test_an_old_id_with_a_newer_time_is_a_restart_of_the_ids() -> None:
     assert tracker.accept(2, 102) is IN_ORDER
 
 
+def test_trades_are_counted_from_behind_the_venues_newest_one_where_none_was_seen() -> None:
+    """One that was under way is a duplicate then, not a restart; a jump is a gap; who has spoken is left alone."""
+    tracker = TradeTracker()
+    assert tracker.begin_behind(100, 5_000)
+    assert tracker.accept(100, 5_000) is DUPLICATE
+    assert tracker.accept(104, 5_100) is GAP
+    assert tracker.missing == (101, 103)
+    assert not tracker.begin_behind(200, 9_000)
+    assert tracker.expected == 105
+    wiped = TradeTracker()
+    wiped.begin_behind(100, 5_000)
+    assert wiped.accept(3, 5_001) is RESTART
+
+
 def test_trades_that_will_not_come_are_passed_over() -> None:
     """If they come after all they are duplicates: a late one is no restart of the ids. Nothing seen, nothing passed."""
     tracker = TradeTracker(expected=8, last_event_ms=100)

@@ -335,3 +335,16 @@ def test_what_waits_for_another_feed_goes_on_when_that_one_leaves() -> None:
     assert accepted.batch is not None
     assert [record.sequence for record in accepted.batch.records] == [9]
     assert accepted.gaps == [Gap(TRADES, 8, 8, NOW_MS)]
+
+
+def test_quiet_trades_begin_behind_the_venues_newest_one() -> None:
+    """Of trades alone, and once; the time is no evidence, so that a late REST is not taken for a restart."""
+    intake = Intake([TRADES, DEPTH])
+    accepted = intake.begin_behind([(TRADES, 6, 5_000), (DEPTH, 6, 5_000)], 1.0)
+    assert accepted.begins == [Begin(TRADES, 7, 0)]
+    assert intake.next_ids() == {TRADES: 7}
+    assert not intake.has_heard(TRADES)
+    assert intake.begin_behind([(TRADES, 9, 5_000)], 1.0).begins == []
+    accepted = intake.accept(intake.open([TRADES]), [trade(7)], 1.0, 1)
+    assert (accepted.begins, accepted.gaps, len(accepted.records)) == ([], [], 1)
+    assert intake.has_heard(TRADES)
