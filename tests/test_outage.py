@@ -9,7 +9,8 @@ import trio
 from ingestor import app
 from ingestor.config import Spool
 from ingestor.core.errors import SinkError
-from tests.fakes.world import MemoryWorld, config_for
+from ingestor.local.market import Market
+from tests.fakes.world import START_MS, MemoryWorld, config_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,10 @@ def with_spool(config: Config, folder: Path, memory_max_bytes: int = MEMORY_BYTE
 
 
 async def refuse(_entries: Sequence[PutEntry]) -> None:
+    raise AWAY
+
+
+async def unreadable() -> None:
     raise AWAY
 
 
@@ -123,3 +128,38 @@ async def test_a_stop_during_an_outage_leaves_its_records_to_the_next_task(
     assert {each: mark + 1 for each, mark in marks.items()} == second.line.intake.next_ids()
     assert first.service.metrics.losses()["abandoned"] == 0
     assert not list((tmp_path / "spool").iterdir())
+
+
+async def test_a_spool_of_ids_that_began_again_since_claims_none_of_the_new_ones(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Its records are delivered before the task knows that the venue was wiped; the coverage holds new ids alone."""
+    market = Market(["BTCUSDT"], seed=3, start_ms=START_MS, orders_per_s=2.0, updates_per_s=5.0)
+    world = MemoryWorld(source=market)
+    config = with_spool(config_for(world, tmp_path, resume=True), tmp_path)
+    first, second = Life(config, world), Life(config, world)
+    async with world.alive():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.run)
+            await trio.sleep(30)
+            world.data.before_put = refuse
+            await trio.sleep(20)
+            first.stop.set()
+        market.restart_ids("BTCUSDT")
+        await trio.sleep(20)
+        world.streams.before_read = unreadable
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.run)
+            await trio.sleep(10)
+            world.data.before_put = None
+            await trio.sleep(40)
+            world.streams.before_read = None
+            await trio.sleep(30)
+            second.stop.set()
+    assert second.line is not None
+    assert second.service.metrics.losses()["abandoned"] == 0
+    next_ids = second.line.intake.next_ids()
+    for subscription, entry in second.line.coverage.items():
+        if not subscription.kind.startswith("kline"):
+            assert entry.generation == 1
+            assert entry.covered.highest == next_ids[subscription] - 1
