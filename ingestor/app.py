@@ -587,11 +587,13 @@ class Line:
         subscription = answer.subscription
         missing = self.held.settle(subscription, answer.missing, is_restarted=answer.is_restarted)
         self.coverage.acknowledge(self.held.acknowledged(subscription))
+        self.repair.report_lost([Gap(subscription, first, last, now_ms) for first, last in answer.lost])
+        if answer.is_restarted:
+            unseen_until = missing.highest if missing else -1
+            self.repair.report_restart(Gap(subscription, 0, unseen_until, now_ms))
+            return
         for first, last in missing:
-            self.repair.report_gap(Gap(answer.subscription, first, last, now_ms))
-        origin = self.coverage[answer.subscription].origin
-        if answer.is_restarted and origin > 0:
-            self.repair.report_restart(Gap(answer.subscription, 0, origin - 1, now_ms))
+            self.repair.report_gap(Gap(subscription, first, last, now_ms))
 
     def _acknowledged(self, claims: Sequence[Claim]) -> None:
         self.coverage.acknowledge(self.held.acknowledge(claims))
@@ -793,7 +795,9 @@ class Line:
     async def _admit(self, begins: Sequence[Begin]) -> None:
         """Count subscriptions from their first live id on, before their first record goes on."""
         for begin in begins:
-            if not begin.is_restart:
+            if begin.is_restart:
+                await self.repair.give_up(begin.subscription)
+            else:
                 self.resume.begin(begin.subscription, begin.first_id, begin.event_ms)
         await self.beats.admit(begins)
 

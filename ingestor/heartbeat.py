@@ -126,9 +126,9 @@ class HeartbeatWriter:
         """
         for begin in begins:
             if begin.is_restart:
-                self._coverage.restart(begin.subscription, begin.first_id)
+                self._coverage.restart(begin.subscription, begin.event_ms)
             else:
-                self._coverage.originate(begin.subscription, begin.first_id)
+                self._coverage.originate(begin.subscription, begin.first_id, begin.event_ms)
         if not self._origins:
             self._origins_due_s = trio.current_time() + ORIGIN_LIMIT_S
         awaited = {begin.subscription for begin in begins}

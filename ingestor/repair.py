@@ -53,6 +53,7 @@ _RELAPSE_S: Final = 60.0  # a book lost again this soon after its snapshot waits
 _LONGEST_BOOK_WAIT_S: Final = 60.0
 
 _NEWEST_REPAIRS: Final = 100
+_HIGHEST_ID: Final = 2**63 - 1
 
 
 class Books(Protocol):
@@ -95,8 +96,8 @@ class Repair:
         self._trades = _GapRepair(trades, by_id if settings.enabled else given_up(trades))
         self._bars = _GapRepair(bars, _BarPages(rest, bars) if settings.enabled else given_up(bars))
         self._diffs = _GapRepair(diffs, _Declaration(diffs, reason="disconnected"))
-        restarts = _Ledger(outlet)
-        self._restarts = _GapRepair(restarts, _Declaration(restarts, reason="id_restart"))
+        self._restarts = _Restarts(outlet)
+        self._ledgers = {"trade": trades, "kline": bars, "depth": diffs}
         self._books = _BookSync(rest, books, outlet, book_settings, random)
 
     def report_gap(self, gap: Gap) -> None:
@@ -106,9 +107,20 @@ class Repair:
         jobs = {"trade": self._trades, "kline": self._bars, "depth": self._diffs}
         jobs[_stream_type(gap.subscription)].note(gap)
 
-    def report_restart(self, gap: Gap) -> None:
-        """Note the ids of a new generation that nobody saw live, to be declared; never blocks."""
-        self._restarts.note(gap)
+    def report_restart(self, unseen: Gap) -> None:
+        """Note which ids of a new generation nobody saw, perhaps none, to be declared; never blocks."""
+        self._restarts.note([unseen])
+
+    def report_lost(self, lost: Sequence[Gap]) -> None:
+        """Note ids from before a restart that nobody can fetch any more, to be declared; never blocks."""
+        self._restarts.note(lost)
+
+    async def give_up(self, subscription: Subscription) -> None:
+        """Declare what is owed of a subscription whose ids begin again now: the same numbers are other events then."""
+        ledger = self._ledgers[_stream_type(subscription)]
+        for owed in ledger.pending.within(subscription, 0, _HIGHEST_ID):
+            await self._outlet.declare(owed, "id_restart")
+        ledger.pending.withdraw(subscription, 0, _HIGHEST_ID)
 
     def request_snapshot(self, symbol: str) -> None:
         """Note that the book of `symbol` needs a snapshot; never blocks."""
@@ -212,6 +224,10 @@ class _Ledger:
     async def wait_for_room(self) -> None:
         await self._outlet.records.wait_for_room()
 
+    def owed(self, subscription: Subscription, first: int, last: int) -> Intervals:
+        """Return what is still owed of `first` to `last` (inclusive): it may have been given up during a request."""
+        return Intervals((gap.first, gap.last) for gap in self.pending.within(subscription, first, last))
+
     async def deliver(
         self, subscription: Subscription, ids: Sequence[int], records: list[MarketData], rows: Sequence[msgspec.Struct]
     ) -> None:
@@ -229,6 +245,26 @@ class _Ledger:
         for hole in self.pending.within(subscription, first, last):
             await self._outlet.declare(hole, reason)
             self.pending.withdraw(subscription, hole.first, hole.last)
+
+
+class _Restarts:
+    """Declares what ids that began again leave behind, in the order in which it is noted."""
+
+    def __init__(self, outlet: _Outlet) -> None:
+        self._outlet = outlet
+        self._noted: deque[Gap] = deque()
+        self._bell = _Bell()
+
+    def note(self, gaps: Sequence[Gap]) -> None:
+        self._noted += gaps
+        self._bell.ring()
+
+    async def run(self) -> NoReturn:
+        while True:
+            while not self._noted:
+                await self._bell.wait_until(inf)
+            await self._outlet.declare(self._noted[0], "id_restart")
+            self._noted.popleft()
 
 
 class _Pages(Protocol):
@@ -333,7 +369,8 @@ class _TradePages:
     async def _deliver(self, run: Gap, rows: Sequence[RestTrade]) -> Gap | None:
         """Send what is wanted of an answer; return `run` if that says nothing of where it begins."""
         received_us = self._ledger.now_us()
-        wanted = [row for row in rows if run.first <= row.trade_id <= run.last]
+        owed = self._ledger.owed(run.subscription, run.first, run.last)
+        wanted = [row for row in rows if row.trade_id in owed]
         records = [rest_trade_record(run.subscription.symbol, row, received_us) for row in wanted]
         await self._ledger.deliver(run.subscription, [row.trade_id for row in wanted], records, wanted)
         # An answer may be nonsense; asked again at once, it would be asked for as long as the budget lasts.

@@ -167,7 +167,7 @@ class TestAdmission:
         await trio.sleep(1)
         await writing.writer.admit([Begin(TRADES, 31, 1_000)])
         assert trio.current_time() == 1.03
-        assert writing.accepted()[TRADES] == Entry(31, Intervals())
+        assert writing.accepted()[TRADES] == Entry(31, Intervals(), origin_ms=1_000)
         keys = [entry.partition_key for put in writing.sink.puts for entry in put.entries]
         assert keys == ["task-1/0", "task-1/1", "task-1/1/0"]
         [origin] = [beat for beat in writing.beats() if beat.beat == 1]
@@ -236,7 +236,7 @@ class TestAdmission:
         writing.coverage.merge({TRADES: Entry(1, Intervals([(1, 900)]))})
         await nursery.start(writing.writer.run)
         await writing.writer.admit([Begin(TRADES, 4, 1_000, is_restart=True)])
-        assert writing.accepted()[TRADES] == Entry(4, Intervals(), generation=1, settled=True)
+        assert writing.accepted()[TRADES] == Entry(0, Intervals(), generation=1, settled=True, origin_ms=1_000)
         nursery.cancel_scope.cancel()
 
 

@@ -433,9 +433,24 @@ async def test_lost_diffs_are_declared_never_asked_for(autojump_clock: MockClock
 async def test_ids_that_began_again_while_nobody_looked_are_declared(autojump_clock: MockClock) -> None:
     """What the venue did between the wipe and our first live id is not fetched under the old numbers."""
     async with bench(venue_with(Market())) as on:
-        on.repair.report_restart(Gap(Subscription("BTCUSDT", "trade"), 0, 41, 1))
-        assert await on.told_after(1) == [("trade", 0, 41, "id_restart")]
+        trades = Subscription("BTCUSDT", "trade")
+        on.repair.report_lost([Gap(trades, 700, 701, 1)])
+        on.repair.report_restart(Gap(trades, 0, 41, 1))
+        on.repair.report_restart(Gap(trades, 0, -1, 1))
+        holes = [("trade", 700, 701), ("trade", 0, 41), ("trade", 0, -1)]
+        assert await on.told_after(1) == [(*hole, "id_restart") for hole in holes]
         assert on.venue.asked == []
+
+
+async def test_what_is_owed_when_the_ids_begin_again_is_declared_not_fetched(autojump_clock: MockClock) -> None:
+    """The same numbers are other trades then; an answer that is under way finds nothing owed any more."""
+    async with bench(venue_with(Market())) as on:
+        on.repair.report_gap(Gap(BTC, 1, 1_500, 1))
+        await trio.sleep(0.001)  # the first page is asked for
+        await on.repair.give_up(BTC)
+        assert await on.told_after(60) == [("trade", 1, 1_500, "id_restart")]
+        assert len(on.venue.asked) == 1
+        assert on.repair.pending()["trades"] == 0
 
 
 async def test_a_book_is_seeded_and_its_snapshot_recorded(autojump_clock: MockClock) -> None:

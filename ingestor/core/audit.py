@@ -132,6 +132,8 @@ class _Chain:
         self.snapshots = 0
         self.highest_snapshot = -1
         self.interim = 0
+        self.newest_ms = 0
+        self.is_announced = generation == 0
 
     def deliver(self, first: int, last: int, *, is_live: bool) -> bool:
         """Take delivered ids in; return whether all of them had been delivered before."""
@@ -145,6 +147,12 @@ class _Chain:
         self.span = _widened(self.span, first, last)
         self.delivered.add(first, last)
         return is_duplicate
+
+    def is_behind(self, first: int, last: int, at_ms: int) -> bool:
+        """Say whether a live record has an old number and a new time, so that the ids must have begun again."""
+        if self.live_span is None or last >= self.live_span[1] or at_ms <= self.newest_ms:
+            return False
+        return not self.delivered.covers(first, last)
 
     def report(self, subscription: Subscription) -> StreamReport:
         declared: dict[HoleReason, Intervals] = {
@@ -196,8 +204,8 @@ class Audit:
     def add(self, record: MarketData, *, is_late: bool = False) -> None:
         """Take a record in. A late one arrived after the time that is audited: it may fill the range, not widen it."""
         claim = claim_of(record)
-        if record.hole is not None and claim is not None:
-            self._declare(claim.subscription, record.hole)
+        if record.hole is not None:
+            self._declare(Subscription(record.symbol, record.hole.stream), record.hole)
         elif claim is not None:
             self._deliver(claim.subscription, claim.first, claim.last, record, is_late=is_late)
         elif record.depth is not None:
@@ -227,8 +235,13 @@ class Audit:
             if span is not None:
                 chain.delivered.update(Intervals(((first, last),)).within(*span))
             return
+        is_live = record.source == "websocket"
+        if is_live and record.kline is None:  # bars are numbered by the clock
+            if chain.is_behind(first, last, record.timestamp):
+                chain = self._begin_again(subscription)
+            chain.newest_ms = max(chain.newest_ms, record.timestamp)
         chain.records += 1
-        is_duplicate = chain.deliver(first, last, is_live=record.source == "websocket")
+        is_duplicate = chain.deliver(first, last, is_live=is_live)
         identity = (subscription, chain.generation, first, last)
         values = hash(_values(record))
         known = self._values.setdefault(identity, values)
@@ -238,13 +251,28 @@ class Audit:
             self._values.popitem(last=False)
 
     def _declare(self, subscription: Subscription, hole: Hole) -> None:
-        if hole.reason == "id_restart" and (subscription, hole) not in self._restarts:
-            self._restarts.add((subscription, hole))  # written twice, it is still one restart
-            chains = self._chains.setdefault(subscription, [])
-            chains.append(_Chain(len(chains)))
+        """Take a hole in; one that tells of a restart may come behind the first new ids, or twice, or not at all."""
         chain = self._chain(subscription)
+        if hole.reason == "id_restart" and hole.first > 0:
+            chain = self._holder(subscription, hole.first)  # lost to the restart, of the ids before it
+        elif hole.reason == "id_restart" and (subscription, hole) not in self._restarts:
+            self._restarts.add((subscription, hole))
+            if chain.is_announced and chain.records:
+                chain = self._begin_again(subscription)
+            chain.is_announced = True
         chain.records += 1
         chain.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
+
+    def _begin_again(self, subscription: Subscription) -> _Chain:
+        chains = self._chains[subscription]
+        chains.append(_Chain(len(chains)))
+        return chains[-1]
+
+    def _holder(self, subscription: Subscription, number: int) -> _Chain:
+        """Find the newest chain that reaches around an id; the newest one if none does."""
+        chains = self._chains[subscription]
+        around = [chain for chain in chains if chain.span is not None and chain.span[0] <= number <= chain.span[1]]
+        return (around or chains)[-1]
 
     def _see_snapshot(self, record: MarketData) -> None:
         chain = self._chain(Subscription(record.symbol, "depth"))

@@ -17,7 +17,7 @@ from ingestor.core.model import Claim, Subscription
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ingestor.core.model import MarketData
+    from ingestor.core.model import Hole, MarketData
 
 COVERED_LIMIT: Final = 16  # intervals that a heartbeat carries for a subscription
 RUN_LIMIT: Final = (
@@ -234,7 +234,8 @@ _trade_subscriptions: Final = _TradeSubscriptions()
 def claim_of(record: MarketData) -> Claim | None:
     """Return the ids that this record stands for once acknowledged.
 
-    None for a snapshot, for a bar that is open, and for one of an interval that nobody can count in.
+    None for a snapshot, for a bar that is open, for one of an interval that nobody can count in, and for what was lost to
+    a restart: its ids are of an older generation, and the same numbers are other events now.
     """
     trade = record.trade
     if trade is not None:
@@ -251,16 +252,21 @@ def claim_of(record: MarketData) -> Claim | None:
             return None
         ordinal = kline_ordinal(kline.interval, kline.open_time)
         return Claim(_kline_subscription(record.symbol, kline.interval), ordinal, ordinal)
-    hole = record.hole
-    return None if hole is None else Claim(subscription_of(record.symbol, hole.stream), hole.first, hole.last)
+    return None if record.hole is None else _claim_of_hole(record.symbol, record.hole)
+
+
+def _claim_of_hole(symbol: str, hole: Hole) -> Claim | None:
+    if hole.reason == "id_restart" and not hole.first == 0 <= hole.last:
+        return None
+    return Claim(subscription_of(symbol, hole.stream), hole.first, hole.last)
 
 
 class Entry(Struct):
     """What is known to be in the stream of one subscription, counted from `origin`.
 
     `covered` holds ids that Kinesis acknowledged, or that an acknowledged hole record declares. `settled` says that the
-    search for older coverage is over. `last_event_ms` is the newest venue time seen; `generation` grows when the venue
-    starts its ids again.
+    search for older coverage is over. `last_event_ms` is the newest venue time seen, `origin_ms` that of the first live
+    event (0: not known); `generation` grows when the venue starts its ids again.
     """
 
     origin: int
@@ -268,6 +274,7 @@ class Entry(Struct):
     generation: int = 0
     settled: bool = False
     last_event_ms: int = 0
+    origin_ms: int = 0
 
     @property
     def watermark(self) -> int:
@@ -285,14 +292,16 @@ class Entry(Struct):
             return max(self, other, key=_generation).copy()
         merged = self.copy()
         merged.covered.update(other.covered)
-        merged.origin = min(self.origin, other.origin)
+        merged.origin, merged.origin_ms = min((self.origin, self.origin_ms), (other.origin, other.origin_ms))
         merged.settled = self.settled or other.settled
         merged.last_event_ms = max(self.last_event_ms, other.last_event_ms)
         return merged
 
     def copy(self) -> Entry:
         """Return an equal entry that changes on its own."""
-        return Entry(self.origin, self.covered.copy(), self.generation, self.settled, self.last_event_ms)
+        return Entry(
+            self.origin, self.covered.copy(), self.generation, self.settled, self.last_event_ms, self.origin_ms
+        )
 
     def forget(self, limit: int) -> None:
         """Keep at most `limit` intervals: the one that ends at the watermark and the longest others.
@@ -320,12 +329,12 @@ class Coverage:
 
     def __init__(self, entries: Mapping[Subscription, Entry] | None = None) -> None:
         self._entries = {subscription: entry.copy() for subscription, entry in (entries or {}).items()}
-        self._restarted: dict[Subscription, int] = {}
+        self._restarted: set[Subscription] = set()  # and no claim of the new ids was acknowledged yet
 
-    def originate(self, subscription: Subscription, first_live_id: int) -> None:
+    def originate(self, subscription: Subscription, first_live_id: int, event_ms: int = 0) -> None:
         """Begin to count `subscription` at its first live id, unless it is being counted already."""
         if subscription not in self._entries:
-            self._entries[subscription] = Entry(first_live_id, Intervals())
+            self._entries[subscription] = Entry(first_live_id, Intervals(), origin_ms=event_ms)
 
     def acknowledge(self, claims: Iterable[Claim]) -> None:
         """Cover what Kinesis accepted; what belongs to a subscription that is not counted is let go (fetched again)."""
@@ -345,18 +354,18 @@ class Coverage:
         if entry is not None and entry.last_event_ms < event_ms:
             entry.last_event_ms = event_ms
 
-    def restart(self, subscription: Subscription, first_live_id: int) -> None:
-        """Count a new generation from `first_live_id`, because the venue began its ids again.
+    def restart(self, subscription: Subscription, event_ms: int, *, is_under_way: bool = True) -> None:
+        """Count a new generation from 0, because the venue began its ids again; we saw it first at `event_ms`.
 
-        Claims of the old ids may still be under way. A key keeps its order, so they come before the claim that holds
-        the new first id, and everything up to that one is let go.
+        What was not seen of it is declared from 0 on; a task that dies before that is acknowledged leaves it missing to
+        the next one. With `is_under_way` claims of the old ids may still come. A key keeps its order, so they come
+        before the claim that holds the new id 0, and everything up to that one is let go.
         """
         old = self._entries.get(subscription)
-        generation, event_ms = (old.generation + 1, old.last_event_ms) if old else (0, 0)
-        self._entries[subscription] = Entry(
-            first_live_id, Intervals(), generation, settled=True, last_event_ms=event_ms
-        )
-        self._restarted[subscription] = first_live_id
+        generation, last_event_ms = (old.generation + 1, old.last_event_ms) if old else (0, 0)
+        self._entries[subscription] = Entry(0, Intervals(), generation, True, last_event_ms, event_ms)
+        if is_under_way:
+            self._restarted.add(subscription)
 
     def settle(self, subscription: Subscription) -> None:
         """Say that the search for older coverage of `subscription` is over."""
@@ -371,6 +380,8 @@ class Coverage:
         """
         mine = self._entries[subscription]
         mine.generation += found.generation + is_restarted
+        if is_restarted:
+            mine.origin = 0
         mine.settled = True
         self._entries[subscription] = mine.merge(found)
 
@@ -405,10 +416,9 @@ class Coverage:
         return len(self._entries)
 
     def _is_of_this_generation(self, subscription: Subscription, first: int, last: int) -> bool:
-        awaited = self._restarted.get(subscription)
-        if awaited is None:
+        if subscription not in self._restarted:
             return True
-        if not first <= awaited <= last:
+        if not first <= 0 <= last:
             return False
-        del self._restarted[subscription]
+        self._restarted.remove(subscription)
         return True

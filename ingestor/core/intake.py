@@ -186,7 +186,7 @@ class LiveTrades:
         if verdict is GAP:
             accepted.gaps.append(Gap(self.subscription, *self.tracker.missing, received_us // 1000))
             return
-        if verdict is RESTART and event.trade_id > 0:
+        if verdict is RESTART:  # from 0 on nothing is missing, but whoever reads the stream has to know
             accepted.declare(self.subscription, (0, event.trade_id - 1), "id_restart", received_us)
         event_ms = milliseconds(event.trade_time)
         accepted.begins.append(Begin(self.subscription, event.trade_id, event_ms, verdict is RESTART))
@@ -245,7 +245,7 @@ class LiveDepth:
         if verdict is GAP:
             accepted.declare(self.subscription, self.tracker.missing, "disconnected", received_us)
         elif verdict is FIRST or verdict is RESTART:
-            if verdict is RESTART and event.first_update_id > 0:
+            if verdict is RESTART:
                 accepted.declare(self.subscription, (0, event.first_update_id - 1), "id_restart", received_us)
             event_ms = milliseconds(event.event_time)
             accepted.begins.append(Begin(self.subscription, event.first_update_id, event_ms, verdict is RESTART))

@@ -23,6 +23,7 @@ WINDOWS_S: Final = (600.0, 3_600.0, 21_600.0)  # then the whole lookback
 PART_SUBSCRIPTIONS: Final = 200  # at worst about 80 kB, far below the 1 MiB that a Kinesis record may have
 PREDECESSOR_INTERVALS: Final = 3  # silent for longer than so many of its intervals: it has stopped
 PREDECESSOR_LIMIT_S: Final = 60.0
+NOTHING: Final = Intervals()
 DEPTH_RESTART_MS: Final = (
     10_000  # every connection cuts its diffs differently: one id has two event times, close together
 )
@@ -54,6 +55,7 @@ class CoverageEntry(Struct, frozen=True, kw_only=True):
     covered: Covered
     generation: Generation = 0
     last_event_ms: Natural = 0
+    origin_ms: Natural = 0
 
 
 class Beat(Struct, frozen=True, kw_only=True):
@@ -87,7 +89,7 @@ class Beat(Struct, frozen=True, kw_only=True):
             covered = Intervals((pair.first, pair.last) for pair in entry.covered)
             yield (
                 Subscription(entry.symbol, entry.kind),
-                Entry(entry.origin, covered, entry.generation, entry.settled, entry.last_event_ms),
+                Entry(entry.origin, covered, entry.generation, entry.settled, entry.last_event_ms, entry.origin_ms),
             )
 
 
@@ -122,6 +124,7 @@ def carried(subscription: Subscription, entry: Entry) -> CoverageEntry:
         covered=kept.covered.ranges(),
         generation=kept.generation,
         last_event_ms=kept.last_event_ms,
+        origin_ms=kept.origin_ms,
     )
 
 
@@ -141,18 +144,28 @@ def windows(lookback_s: float) -> list[Window]:
 class Resumed(NamedTuple):
     """The answer for one subscription: the ids it lacks below its first live one.
 
-    `is_first_start`: no task of this identity ever counted it. `is_restarted`: the venue began its ids again since.
+    `is_first_start`: no task of this identity ever counted it. `is_restarted`: the venue began its ids again since, and
+    nobody has seen the missing ones. `lost` are ids from before a restart that no task delivered, and that nobody can
+    fetch any more.
     """
 
     subscription: Subscription
     missing: Intervals
     is_first_start: bool
     is_restarted: bool
+    lost: Intervals = NOTHING
 
 
 class _Live(NamedTuple):
     first_id: int
     event_ms: int
+
+
+class _Account(NamedTuple):
+    """What all tasks before us say of a subscription, and what of an older generation nobody delivered."""
+
+    entry: Entry
+    lost: Intervals
 
 
 class _Writer(Struct):
@@ -170,6 +183,9 @@ class Resume:
     Answers are merged into `coverage`, which the live line fills at the same time. What was found of a subscription
     that is quiet is merged too, so that this task's beats carry it on. What this task itself carried before counts like
     what another one did. `now` is monotonic seconds.
+
+    A task whose search was not over did not know of which generation its ids are: its account is held against the
+    settled ones by the same rule as our own first live id, before it is joined with them.
     """
 
     def __init__(
@@ -188,6 +204,8 @@ class Resume:
         self._open = set(subscriptions)
         self._live: dict[Subscription, _Live] = {}
         self._found = Coverage()
+        self._unsettled: dict[Subscription, dict[str, Entry]] = {}  # by the instance that wrote it
+        self._settled_by: dict[Subscription, set[str]] = {}
         self._writers: dict[str, _Writer] = {}
         self._read_at: dict[Subscription, float] = {}  # since when all older beats that matter are known
         self._carried: set[Subscription] = set()  # merged into `coverage` before their first live id came
@@ -203,9 +221,9 @@ class Resume:
         if beat.identity != self._identity or beat.instance == self._instance:
             return
         entries = dict(beat.coverage())
-        self._found.merge(
-            {subscription: entry for subscription, entry in entries.items() if subscription in self._open}
-        )
+        for subscription, entry in entries.items():
+            if subscription in self._open:
+                self._take_in(beat.instance, subscription, entry)
         patience_s = PREDECESSOR_INTERVALS * beat.interval_ms / 1000
         writer = self._writers.setdefault(beat.instance, _Writer(now - age_s, patience_s, beat.final, set()))
         writer.heard_s = max(writer.heard_s, now - age_s)
@@ -222,8 +240,9 @@ class Resume:
         known = self._live.get(subscription)
         if known is None or first_live_id < known.first_id:
             self._live[subscription] = live = _Live(first_live_id, event_ms)
-            if subscription in self._carried and _is_restart(subscription, live, self._found[subscription]):
-                self._coverage.restart(subscription, first_live_id)
+            found = self._account(subscription) if subscription in self._carried else None
+            if found is not None and _is_restart(subscription, live, found.entry):
+                self._coverage.restart(subscription, event_ms, is_under_way=False)  # we took none of the old ids
                 self._restarted.add(subscription)
 
     def drop(self, subscriptions: Iterable[Subscription]) -> None:
@@ -248,11 +267,11 @@ class Resume:
         """Say that the window of `next_window` was read to its end, in all shards."""
         self._windows.pop(0)
         for subscription in self._unread():
-            entry = self._found.get(subscription)
-            if not self._windows or (entry is not None and entry.settled):
+            found = self._account(subscription)
+            if not self._windows or (found is not None and found.entry.settled):
                 self._read_at[subscription] = now
-                if entry is not None and subscription not in self._live:
-                    self._coverage.merge({subscription: entry})
+                if found is not None and subscription not in self._live:
+                    self._coverage.merge({subscription: found.entry})
                     self._coverage.settle(subscription)
                     self._carried.add(subscription)
 
@@ -293,19 +312,53 @@ class Resume:
         )
 
     def _is_missing_some(self, subscription: Subscription) -> bool:
-        live, found = self._live.get(subscription), self._found.get(subscription)
-        if live is None or found is None:
+        live, account = self._live.get(subscription), self._account(subscription)
+        if live is None or account is None:
             return True
+        found = account.entry
         is_restarted = subscription in self._restarted or _is_restart(subscription, live, found)
         return not is_restarted and not found.covered.covers(found.origin, live.first_id - 1)
 
+    def _take_in(self, instance: str, subscription: Subscription, entry: Entry) -> None:
+        if entry.settled:
+            self._found.merge({subscription: entry})
+            self._settled_by.setdefault(subscription, set()).add(instance)
+            return
+        accounts = self._unsettled.setdefault(subscription, {})
+        known = accounts.get(instance)
+        accounts[instance] = entry if known is None else known.merge(entry)
+
+    def _account(self, subscription: Subscription) -> _Account | None:
+        """Join the settled accounts with those of tasks that never got to be settled, in the order of their starts."""
+        joined = self._found.get(subscription)
+        lost = NOTHING
+        settled_by = self._settled_by.get(subscription, ())
+        unsettled = [
+            entry
+            for instance, entry in self._unsettled.get(subscription, {}).items()
+            if instance not in settled_by  # it knew better later
+        ]
+        for entry in sorted(unsettled, key=_start):
+            if joined is None:
+                joined = entry.copy()
+            elif _is_restart(subscription, _Live(entry.origin, entry.origin_ms), joined):
+                before, joined = joined, entry.copy()
+                lost = before.missing(before.covered.highest)
+                joined.origin, joined.generation, joined.settled = 0, before.generation + 1, before.settled
+            elif entry.origin_ms >= joined.origin_ms or not joined.generation:  # else it is of the ids before those
+                known = entry.copy()
+                known.generation = joined.generation
+                joined = joined.merge(known)
+        return None if joined is None else _Account(joined, lost)
+
     def _settle(self, subscription: Subscription) -> Resumed:
-        live, found = self._live[subscription], self._found.get(subscription)
-        self._coverage.originate(subscription, live.first_id)
-        if found is None:
+        live, account = self._live[subscription], self._account(subscription)
+        self._coverage.originate(subscription, live.first_id, live.event_ms)
+        if account is None:
             self._coverage.settle(subscription)
             missing = self._coverage[subscription].missing(live.first_id - 1)  # if this task carried it before
             return Resumed(subscription, missing, is_first_start=not missing, is_restarted=False)
+        found, lost = account
         if subscription in self._carried:
             is_restarted = subscription in self._restarted
             self._coverage.merge({subscription: found})
@@ -314,8 +367,19 @@ class Resume:
             self._coverage.inherit(subscription, found, is_restarted=is_restarted)
         entry = self._coverage[subscription]
         is_same = entry.generation == found.generation  # ids may also have begun again while this task searched
-        missing = entry.missing(live.first_id - 1) if is_same else Intervals()
-        return Resumed(subscription, missing, is_first_start=False, is_restarted=is_restarted)
+        if is_same:
+            missing = entry.missing(live.first_id - 1)
+            return Resumed(subscription, missing, is_first_start=False, is_restarted=is_restarted, lost=lost)
+        if found.covered:  # and if the restart was seen live, our first live id was one of the old ones too
+            newest = found.covered.highest if is_restarted else max(found.covered.highest, live.first_id - 1)
+            lost = lost.copy()
+            lost.update(found.missing(newest))
+        unseen = Intervals([(0, live.first_id - 1)]) if is_restarted else NOTHING
+        return Resumed(subscription, unseen, is_first_start=False, is_restarted=is_restarted, lost=lost)
+
+
+def _start(entry: Entry) -> tuple[int, int]:
+    return entry.origin_ms, entry.origin
 
 
 class Resumes:

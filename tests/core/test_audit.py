@@ -108,6 +108,29 @@ class TestTrades:
         assert (new.generation, new.delivered, new.conflicts) == (1, [Range(3, 4)], [4])
         assert new.declared == [DeclaredHole(0, 2, "id_restart")]
 
+    def test_a_restart_may_be_told_behind_its_first_ids_or_not_at_all(self) -> None:
+        """A new task takes them before it knows; one that was killed never tells. Old numbers, new times say enough."""
+        old, new = trades([500, 501]), [trade(3, at_ms=9_000), trade(4, at_ms=9_001)]
+        untold = audited([*old, *new])
+        told = audited([*old, *new, hole(0, 2, reason="id_restart"), trade(5, at_ms=9_002)])
+        for report in (untold, told):
+            assert report.is_complete
+            assert [(each.generation, each.delivered[0].first) for each in report.streams] == [(0, 500), (1, 3)]
+        assert told.streams[1].declared == [DeclaredHole(0, 2, "id_restart")]
+        assert told.streams[1].delivered == [Range(3, 5)]
+
+    def test_what_comes_late_is_no_restart(self) -> None:
+        """A record that was overtaken is older than what overtook it."""
+        stream = only(audited([trade(500, at_ms=1_000), trade(502, at_ms=1_002), trade(501, at_ms=1_001)]))
+        assert (stream.generation, stream.delivered, stream.disordered) == (0, [Range(500, 502)], 1)
+
+    def test_what_was_lost_to_a_restart_is_declared_of_the_ids_before_it(self) -> None:
+        """Wherever it stands: the numbers say of which."""
+        records = [*trades([500, 503]), hole(0, -1, reason="id_restart"), trade(0, at_ms=9_000)]
+        report = audited([*records, hole(501, 502, reason="id_restart")])
+        assert report.is_complete
+        assert report.streams[0].declared == [DeclaredHole(501, 502, "id_restart")]
+
     @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(0, 9))
     def test_order_does_not_matter_to_what_is_proven(self, ids: list[int], seed: int) -> None:
         """Any order of the same live records proves the same ranges, holes and duplicates."""

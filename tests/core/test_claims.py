@@ -147,6 +147,12 @@ class TestClaims:
         """A declared hole stands for its ids, in the space of the stream it names."""
         assert claim_of(hole(3, 8, stream="depth")) == Claim(DEPTH, 3, 8)
 
+    def test_what_was_lost_to_a_restart_claims_nothing(self) -> None:
+        """Its ids are of the generation before; those of the new one that nobody saw are claimed."""
+        assert claim_of(hole(900, 950, reason="id_restart")) is None
+        assert claim_of(hole(0, -1, reason="id_restart")) is None
+        assert claim_of(hole(0, 7, reason="id_restart")) == Claim(TRADES, 0, 7)
+
     def test_an_event_of_an_unknown_kind_claims_nothing(self) -> None:
         """A record without any of the parts we know stands for no ids."""
         record = trade(1)
@@ -253,20 +259,26 @@ class TestCoverage:
         assert coverage[TRADES].last_event_ms == 70
 
     def test_after_a_restart_claims_of_old_ids_are_let_go(self) -> None:
-        """What was under way when the venue began again proves nothing about the new ids."""
+        """What was under way when the venue began again proves nothing about the new ids, which count from 0."""
         coverage = Coverage({TRADES: entry(900, (900, 950)), DEPTH: entry(1)})
-        coverage.restart(TRADES, 3)
+        coverage.restart(TRADES, 0)
         coverage.acknowledge([Claim(TRADES, 951, 960), Claim(DEPTH, 1, 2)])
         assert (coverage[TRADES].generation, list(coverage[TRADES].covered)) == (1, [])
-        coverage.acknowledge([Claim(TRADES, 961, 970), Claim(TRADES, 3, 4), Claim(TRADES, 5, 9)])
-        assert list(coverage[TRADES].covered) == [(3, 9)]
+        coverage.acknowledge([Claim(TRADES, 961, 970), Claim(TRADES, 0, 4), Claim(TRADES, 5, 9)])
+        assert list(coverage[TRADES].covered) == [(0, 9)]
         assert list(coverage[DEPTH].covered) == [(1, 2)]
+
+    def test_a_task_that_dies_before_a_restart_is_declared_leaves_it_missing(self) -> None:
+        """The ids that nobody saw are owed from 0 on, until their hole is acknowledged."""
+        coverage = Coverage({TRADES: entry(900, (900, 950))})
+        coverage.restart(TRADES, 0)
+        assert list(coverage[TRADES].missing(5)) == [(0, 5)]
 
     def test_a_restart_of_something_never_counted_begins_it(self) -> None:
         """The first generation is 0."""
         coverage = Coverage()
-        coverage.restart(TRADES, 3)
-        assert coverage[TRADES] == entry(3, settled=True)
+        coverage.restart(TRADES, 0)
+        assert coverage[TRADES] == entry(0, settled=True)
 
     def test_inheriting_joins_earlier_tasks_with_this_one(self) -> None:
         """Same ids: the origin moves back and the gap between both opens."""
@@ -279,7 +291,7 @@ class TestCoverage:
         """New ids: a new generation, and nothing of the old one."""
         coverage = Coverage({TRADES: entry(3, (3, 4))})
         coverage.inherit(TRADES, entry(5, (5, 900), generation=2), is_restarted=True)
-        assert coverage[TRADES] == entry(3, (3, 4), generation=3, settled=True)
+        assert coverage[TRADES] == entry(0, (3, 4), generation=3, settled=True)
 
     def test_merging_another_account_takes_copies(self) -> None:
         """Entries are joined or taken over, and the other account stays what it was."""

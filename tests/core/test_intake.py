@@ -113,6 +113,15 @@ def test_a_trade_whose_id_went_back_but_not_its_time_begins_a_new_generation() -
     assert live.sequence == 3
 
 
+def test_a_restart_from_the_very_first_id_is_told_although_nothing_is_missing() -> None:
+    """Or whoever reads the stream would find millions of ids between the new ones and the old."""
+    intake = an_intake()
+    accept(intake, trade(5_000))
+    marker, live = accept(intake, trade(0, at_ms=1_790_000_009_000)).batch.records
+    assert (marker.hole.reason, marker.hole.first, marker.hole.last) == ("id_restart", 0, -1)
+    assert live.sequence == 0
+
+
 def test_lost_diffs_are_declared_before_the_first_record_behind_them() -> None:
     """Diffs cannot be fetched again, so the hole goes out at once, and the book asks for a snapshot."""
     intake = an_intake()

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingestor.core.claims import Coverage, Entry, Intervals
 from ingestor.core.model import Claim, Subscription
@@ -29,8 +31,15 @@ NOTHING = Intervals()
 LONG_AGO_S = 3_000.0
 
 
-def entry(origin: int, *covered: tuple[int, int], settled: bool = True, generation: int = 0, last_ms: int = 0) -> Entry:
-    return Entry(origin, Intervals(covered), generation, settled, last_ms)
+def entry(
+    origin: int,
+    *covered: tuple[int, int],
+    settled: bool = True,
+    generation: int = 0,
+    last_ms: int = 0,
+    origin_ms: int = 0,
+) -> Entry:
+    return Entry(origin, Intervals(covered), generation, settled, last_ms, origin_ms)
 
 
 class Start:
@@ -202,8 +211,8 @@ class TestSubscriptions:
         start.begin(12, event_ms=900)
         start.coverage.acknowledge([Claim(TRADES, 12, 12)])
         [resumed] = start.resume.take(3_600.0)
-        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
-        assert start.coverage[TRADES] == entry(12, (12, 12), generation=1, last_ms=700)
+        assert resumed == Resumed(TRADES, Intervals([(0, 11)]), is_first_start=False, is_restarted=True)
+        assert start.coverage[TRADES] == entry(0, (12, 12), generation=1, last_ms=700, origin_ms=900)
 
     def test_the_lowest_first_id_counts(self) -> None:
         """The venue's newest id was asked for while the first live record came in."""
@@ -283,13 +292,14 @@ class TestPredecessor:
 
 class TestRestartOfIds:
     def test_old_numbers_with_new_times_are_new_events(self) -> None:
-        """The venue was wiped: a new generation, and nothing is fetched from the old one."""
+        """The venue was wiped: a new generation; what was missing of the old one is lost, nothing of it is fetched."""
         start = Start().begin(5, event_ms=900)
         start.coverage.acknowledge([Claim(TRADES, 5, 6)])
-        start.resume.hear(beat_of({TRADES: entry(1, (1, 700), last_ms=800)}), 1.0, 0.0)
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 600), (651, 700), last_ms=800)}), 1.0, 0.0)
         [resumed] = start.read()
-        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
-        assert start.coverage[TRADES] == entry(5, (5, 6), generation=1)
+        unseen, lost = Intervals([(0, 4)]), Intervals([(601, 650)])
+        assert resumed == Resumed(TRADES, unseen, is_first_start=False, is_restarted=True, lost=lost)
+        assert start.coverage[TRADES] == entry(0, (5, 6), generation=1)
 
     @pytest.mark.parametrize(
         ("subscription", "first_id", "event_ms", "last_ms"),
@@ -311,13 +321,59 @@ class TestRestartOfIds:
         assert resumed.is_restarted is False
 
     def test_ids_that_begin_again_during_the_search_are_not_mixed_up(self) -> None:
-        """The first live id was one of the old ids; there is nothing to fetch below it any more."""
+        """The first live id was one of the old ids; what nobody took below it cannot be fetched any more."""
         start = Start().begin(900, event_ms=900)
-        start.coverage.restart(TRADES, 5)
-        start.coverage.acknowledge([Claim(TRADES, 5, 6)])
-        start.resume.hear(beat_of({TRADES: entry(1, (1, 700), generation=2, last_ms=800)}), 60.0, 0.0)
-        assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False)]
-        assert start.coverage[TRADES] == entry(5, (5, 6), generation=3)
+        start.coverage.restart(TRADES, 0)
+        start.coverage.acknowledge([Claim(TRADES, 0, 6)])
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 700), (703, 710), generation=2, last_ms=800)}), 60.0, 0.0)
+        lost = Intervals([(701, 702), (711, 899)])
+        assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False, lost=lost)]
+        assert start.coverage[TRADES] == entry(0, (0, 6), generation=3)
+
+    def test_a_task_that_was_killed_before_it_knew_took_new_ids(self) -> None:
+        """Its account is held against the settled ones as our own first live id is, and counts from 0."""
+        start = Start()
+        start.resume.hear(beat_of({TRADES: entry(1, (1, 600), (651, 700), last_ms=800)}), 60.0, 0.0)
+        killed = entry(5, (5, 9), settled=False, last_ms=950, origin_ms=900)
+        start.resume.hear(beat_of({TRADES: killed}, instance="killed"), 30.0, 0.0)
+        again = entry(21, (21, 25), settled=False, last_ms=990, origin_ms=970)
+        start.resume.hear(beat_of({TRADES: again}, instance="killed again"), 20.0, 0.0)
+        start.begin(31, event_ms=1_000)
+        [resumed] = start.read()
+        missing = Intervals([(0, 4), (10, 20), (26, 30)])
+        lost = Intervals([(601, 650)])
+        assert resumed == Resumed(TRADES, missing, is_first_start=False, is_restarted=False, lost=lost)
+        assert start.coverage[TRADES].generation == 1
+
+    def test_accounts_of_older_ids_are_not_joined_with_newer_ones(self) -> None:
+        """A task killed before it was settled, long before the venue began again, and one that knew better later."""
+        start = Start()
+        settled = entry(0, (0, 9), generation=1, last_ms=950, origin_ms=900)
+        start.resume.hear(beat_of({TRADES: settled}), 60.0, 0.0)
+        old = entry(500, (500, 700), settled=False, last_ms=300, origin_ms=200)
+        start.resume.hear(beat_of({TRADES: old}, instance="killed"), 30.0, 0.0)
+        start.resume.hear(beat_of({TRADES: old}), 70.0, 0.0)
+        start.begin(15, event_ms=1_000)
+        [resumed] = start.read()
+        assert resumed == Resumed(TRADES, Intervals([(10, 14)]), is_first_start=False, is_restarted=False)
+        assert list(start.coverage[TRADES].covered) == [(0, 9)]
+
+    @given(st.permutations(range(5)))
+    def test_it_does_not_matter_in_which_order_accounts_are_heard(self, order: list[int]) -> None:
+        """Settled or not, of one generation or another, heard twice or late."""
+        beats = [
+            beat_of({TRADES: entry(1, (1, 600), last_ms=800)}, instance="a"),
+            beat_of({TRADES: entry(1, (1, 700), last_ms=850)}, instance="b"),
+            beat_of({TRADES: entry(690, (690, 710), settled=False, last_ms=870, origin_ms=840)}, instance="c"),
+            beat_of({TRADES: entry(5, (5, 9), settled=False, last_ms=950, origin_ms=900)}, instance="d"),
+            beat_of({TRADES: entry(12, (12, 15), settled=False, last_ms=980, origin_ms=960)}, instance="e"),
+        ]
+        start = Start().begin(31, event_ms=1_000)
+        for number in (*order, order[0]):
+            start.resume.hear(beats[number], 30.0, 0.0)
+        [resumed] = start.read()
+        assert list(resumed.missing) == [(0, 4), (10, 11), (16, 30)]
+        assert resumed.lost == Intervals()
 
     def test_a_book_that_began_again_is_seen(self) -> None:
         """Times are further apart than connections can be."""

@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 BTC = "BTCUSDT"
 
 
-def trade(trade_id: int, *, symbol: str = BTC, source: Source = "websocket", price: str = "1.00000000") -> MarketData:
-    """Make a trade; its time is its id."""
+def trade(
+    trade_id: int,
+    *,
+    symbol: str = BTC,
+    source: Source = "websocket",
+    price: str = "1.00000000",
+    at_ms: int | None = None,
+) -> MarketData:
+    """Make a trade; its time is its id unless it is given."""
     record = _record(symbol, "trade", source, trade_id)
+    record.timestamp = trade_id if at_ms is None else at_ms
     record.price, record.volume, record.trade = price, "2.00000000", Trade(trade_id, buyer_is_maker=True)
     return record
 

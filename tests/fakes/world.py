@@ -155,6 +155,7 @@ class MemoryWorld:
         self.streams = MemoryStreams({DATA: self.data, BEATS: self.beats})
         self.rest_requests: list[str] = []
         self.on_answer: Callable[[Sequence[PutEntry], Sequence[EntryFailure | None]], None] | None = None
+        self.clock_error_s = 0.0  # by how much the clocks of services are ahead of everybody else's
         self._sockets: trio.Nursery | None = None
         self._lives = 0
 
@@ -186,7 +187,7 @@ class MemoryWorld:
             heartbeat_sink=BeatSink(self.beats, life, self._threads),
             streams=self.streams,
             run_blocking=run_inline,
-            wall_ns=self.wall_ns,
+            wall_ns=lambda: self.wall_ns() + round(self.clock_error_s * 1e9),
             random=Random(f"{self.seed}/{life.number}"),
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestor.core.claims import COVERED_LIMIT, Intervals, claim_of
 from ingestor.core.kpl import disaggregate
+from ingestor.core.model import Claim, Subscription
 from ingestor.core.resume import beat_from_avro
 from ingestor.serializer import Serializer, decode_heartbeat
 
@@ -15,8 +16,16 @@ if TYPE_CHECKING:
 
     from ingestor.aws import StoredRecord
     from ingestor.core.claims import Entry
-    from ingestor.core.model import Claim, EntryFailure, MarketData, PutEntry, Subscription
+    from ingestor.core.model import EntryFailure, MarketData, PutEntry
     from ingestor.core.resume import Beat
+
+
+RESTARTED_BELOW: Final = 1_000_000  # the market begins far above, and again at 0
+
+
+def is_restarted(subscription: Subscription, number: int) -> bool:
+    """Say whether an id is of the second generation: bars have but one, and a run restarts ids once at most."""
+    return not subscription.kind.startswith("kline") and number < RESTARTED_BELOW
 
 
 class Stored(NamedTuple):
@@ -28,6 +37,14 @@ class Stored(NamedTuple):
     record: MarketData
     claim: Claim | None
 
+    @property
+    def ids(self) -> Claim | None:
+        """What it delivers or declares, whether it claims that or not."""
+        hole = self.record.hole
+        if hole is None:
+            return self.claim
+        return Claim(Subscription(self.record.symbol, hole.stream), hole.first, hole.last)
+
 
 class Journal:
     """Reads along, and notes in `problems` what must never be."""
@@ -37,7 +54,7 @@ class Journal:
         self.stored: list[Stored] = []
         self.beats: list[tuple[int, Beat]] = []
         self.acknowledged: dict[Subscription, Intervals] = {}
-        self.origins: dict[Subscription, int] = {}
+        self.origins: dict[tuple[Subscription, bool], int] = {}  # by generation
         self._claimed: dict[tuple[Subscription, int], Intervals] = {}  # by generation
         self._claimed_before: dict[int, dict[tuple[Subscription, int], Intervals]] = {}  # by life
         self._claims: dict[bytes, list[Claim]] = {}
@@ -54,6 +71,11 @@ class Journal:
     def begin_life(self, life: int) -> None:
         """Note what is claimed when a life begins: it inherits all of that."""
         self._claimed_before[life] = {key: covered.copy() for key, covered in self._claimed.items()}
+
+    def claimed_before_restart(self, subscription: Subscription) -> Intervals:
+        """Return what any beat ever claimed of the first ids of a subscription."""
+        claimed = self._claimed.get((subscription, 0), Intervals())
+        return claimed.within(RESTARTED_BELOW, 1 << 62)
 
     def take_record(self, shard: int, entry: StoredRecord, life: int) -> None:
         """Note what the data stream has stored."""
@@ -83,7 +105,8 @@ class Journal:
         self._digest.update(f"beat {life} {entry.arrival_ms} {beat.beat} {entries}".encode())
         self.beats.append((life, beat))
         for subscription, claimed in beat.coverage():
-            self.origins[subscription] = min(self.origins.get(subscription, claimed.origin), claimed.origin)
+            of = subscription, is_restarted(subscription, claimed.origin)
+            self.origins[of] = min(self.origins.get(of, claimed.origin), claimed.origin)
             ahead = claimed.covered.copy()
             ahead.subtract(self.acknowledged.get(subscription, Intervals()))
             if ahead:
@@ -100,8 +123,9 @@ class Journal:
             self._complain(f"life {life} has forgotten {lost} of {subscription.stream_name}")
 
     def _check_origin(self, claim: Claim) -> None:
-        origin = self.origins.get(claim.subscription)
-        if (origin is None or claim.last < origin) and not self._is_origin_excused():
+        is_new = is_restarted(claim.subscription, claim.last)  # then everything from 0 on is owed
+        origin = self.origins.get((claim.subscription, is_new))
+        if (origin is None or (claim.last < origin and not is_new)) and not self._is_origin_excused():
             self._complain(f"{claim} is stored before its origin {origin} is written")
 
     def _check_need(self, claim: Claim, life: int) -> None:

@@ -178,6 +178,7 @@ class Simulation:
             async with self.world.alive(), trio.open_nursery() as lives:
                 current = self._begin(lives)
                 lives.start_soon(self._restart_ids)
+                lives.start_soon(self._set_clocks)
                 for turn in plan.turns:
                     await trio.sleep_until(turn.at_s)
                     current = await self._take_turn(turn, current, lives)
@@ -289,6 +290,13 @@ class Simulation:
         for restart in self.plan.id_restarts:
             await trio.sleep_until(restart.at_s)
             self.market.restart_ids(restart.symbol)
+            # Nobody wipes a venue in a moment; and within ten seconds a book cannot be told from its other connection.
+            self.market._symbols[restart.symbol]._act_at += 12_000
+
+    async def _set_clocks(self) -> None:
+        for step in sorted(self.plan.clock_steps, key=lambda step: step.at_s):
+            await trio.sleep_until(step.at_s)
+            self.world.clock_error_s += step.by_s
 
     def _configure(self, life: Life) -> Config:
         plan = self.plan
@@ -307,7 +315,12 @@ class Simulation:
                 "binance": config.binance.model_copy(update={"connections": connections}),
                 "kinesis": kinesis,
                 "service": config.service.model_copy(update={"shutdown_grace_s": GRACE_S}),
-                "spool": config.spool.model_copy(update={"memory_max_bytes": plan.held_max_bytes}),
+                "spool": config.spool.model_copy(
+                    update={
+                        "memory_max_bytes": plan.held_max_bytes,
+                        "directory": self._folder / str(life.number) / "spool" if plan.has_disk else None,
+                    }
+                ),
                 "channels": config.channels.model_copy(
                     update={"max_batches": plan.channel_batches, "max_bytes": plan.channel_bytes}
                 ),

@@ -16,13 +16,13 @@ from ingestor.core.errors import SinkError
 from ingestor.core.gaps import DUPLICATE, GAP, IN_ORDER, TradeTracker, Verdict
 from ingestor.core.intake import Accepted, LiveKlines, LiveTrades
 from ingestor.core.lanes import Lanes, claims_of
-from ingestor.core.resume import carried
+from ingestor.core.resume import Resume, carried
 from ingestor.core.stopping import StopPlan
 from ingestor.fan_in import FanIn
 from ingestor.heartbeat import HeartbeatWriter
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.reader import _Cursor
-from ingestor.repair import _BookSync, _Ledger, _TradePages
+from ingestor.repair import Repair, _BookSync, _Ledger, _TradePages
 from ingestor.serializer import Serializer
 from ingestor.websocket_client import Connection
 
@@ -285,6 +285,22 @@ def give_up_on_a_venue_that_is_away() -> Patch:
     return patch.object(gaps.PendingGaps, "postpone", mutant)
 
 
+def join_accounts_without_a_look_at_their_ids() -> Patch:
+    """What a task took before it knew that the ids began again counts as ids of before."""
+
+    def mutant(self: Resume, instance: str, subscription: Any, entry: Entry) -> None:
+        self._found.merge({subscription: entry})
+
+    return patch.object(Resume, "_take_in", mutant)
+
+
+def repair_old_ids_after_a_restart() -> Patch:
+    async def mutant(self: Repair, subscription: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    return patch.object(Repair, "give_up", mutant)
+
+
 def round_the_prices() -> Patch:
     encode_batch = Serializer.encode_batch
 
@@ -341,5 +357,7 @@ MUTANTS: Final = (
     deliver_repairs_backwards,
     declare_instead_of_fetching,
     give_up_on_a_venue_that_is_away,
+    join_accounts_without_a_look_at_their_ids,
+    repair_old_ids_after_a_restart,
     round_the_prices,
 )

@@ -75,6 +75,13 @@ class IdRestart(Struct, frozen=True):
     symbol: str
 
 
+class ClockStep(Struct, frozen=True):
+    """Our wall clock is put forward (or back) by so much: it was wrong before, or is from then on."""
+
+    at_s: float
+    by_s: float
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -85,6 +92,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     unreadable: list[Unreadable]
     turns: list[Turn]
     id_restarts: list[IdRestart]
+    clock_steps: list[ClockStep] = []
+    has_disk: bool = False  # for a spool; an empty one for every life
     late_close_ms: int = 0
     windows_differ: bool = False
     redundancy: int = 1
@@ -123,6 +132,7 @@ def draw(seed: int, minutes: float = 5.0) -> Plan:
     duration_s = minutes * 60
     end_s = duration_s * (1 - CALM_SHARE)
     is_tight = rng.random() < 0.3
+    more = Random(f"plan/{seed}/more")  # of its own, so that what was drawn before stays what it was
     return Plan(
         seed=seed,
         duration_s=duration_s,
@@ -133,7 +143,12 @@ def draw(seed: int, minutes: float = 5.0) -> Plan:
         ],
         unreadable=_deal(rng, end_s, 60.0, _READING),
         turns=_deal(rng, end_s, rng.choice((15.0, 40.0, 80.0)), _TURNS, FIRST_TURN_S),
-        id_restarts=[],
+        id_restarts=[IdRestart(more.uniform(FIRST_FAULT_S, end_s), more.choice(SYMBOLS))] * (more.random() < 0.2),
+        clock_steps=[
+            ClockStep(more.uniform(0, end_s), more.choice((-3_600.0, -60.0, -5.0, 5.0, 60.0, 3_600.0)))
+            for _ in range(more.choice((0, 0, 0, 1, 3)))
+        ],
+        has_disk=more.random() < 0.3,
         late_close_ms=rng.choice((0, 0, 300, 1_800)),
         windows_differ=rng.random() < 0.3,
         redundancy=2 if rng.random() < 0.25 else 1,

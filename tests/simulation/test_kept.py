@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.line import play
-from tests.simulation.plan import Plan, Trouble, Turn, calm
+from tests.simulation.plan import IdRestart, Plan, Trouble, Turn, calm
 from tests.simulation.verdict import judge
 
+BTC = "BTCUSDT"
 KEPT: dict[str, Plan] = {
     # Seeds 1008, 1088, 1336: the last heartbeat of a stop began in time and was then waited for, a socket timeout long.
     "a stop while the heartbeat stream hangs": calm(
         80, troubles=[Trouble(20, 45, "beats", "timeouts")], turns=[Turn(33, "stop", 1.0)]
+    ),
+    # Its old ids are declared by a task that is killed before the hole is in the stream: the next one finds 0 missing.
+    "a kill while a restart of ids is not declared yet": calm(
+        120, troubles=[Trouble(15, 40, "data", "down")], turns=[Turn(45, "kill", 5)], id_restarts=[IdRestart(25, BTC)]
+    ),
+    # The venue was wiped between two tasks: what is behind the first new ids in the stream is no hole of the old ones.
+    "ids that begin again while nobody runs": calm(
+        90, turns=[Turn(20, "kill", 14)], id_restarts=[IdRestart(21, BTC)], has_disk=True
     ),
 }
 

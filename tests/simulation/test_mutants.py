@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ingestor.local.faults import Disconnect, FailRest, Lag, Repeat, Skip
 from tests.simulation import mutants
 from tests.simulation.line import play
-from tests.simulation.plan import TIGHT_BYTES, Plan, Trouble, Turn, Unreadable, calm
+from tests.simulation.plan import TIGHT_BYTES, IdRestart, Plan, Trouble, Turn, Unreadable, calm
 from tests.simulation.verdict import judge
 
 if TYPE_CHECKING:
@@ -52,6 +52,15 @@ CAUGHT_BY: Final[dict[Callable[[], object], Plan]] = {
     mutants.deliver_repairs_backwards: calm(40, venue=[Skip(10, TRADES, 8)]),
     mutants.declare_instead_of_fetching: calm(40, venue=[Skip(10, TRADES, 3)]),
     mutants.give_up_on_a_venue_that_is_away: calm(150, venue=[Skip(10, TRADES, 3), FailRest(10, 60, "internal")]),
+    mutants.join_accounts_without_a_look_at_their_ids: calm(
+        120,
+        turns=[Turn(20, "kill", 14), Turn(50, "kill", 1)],
+        unreadable=[Unreadable(30, 35, 1.0)],
+        id_restarts=[IdRestart(21, "BTCUSDT")],
+    ),
+    mutants.repair_old_ids_after_a_restart: calm(
+        150, venue=[Skip(10, TRADES, 5), FailRest(9, 40, "internal")], id_restarts=[IdRestart(25, "BTCUSDT")]
+    ),
     mutants.round_the_prices: calm(15),
 }
 

@@ -9,13 +9,15 @@ import msgspec
 
 from ingestor.core.audit import Audit
 from ingestor.core.claims import Intervals
+from ingestor.core.model import Subscription
 from ingestor.local.history import units
 from ingestor.local.proof import minus
+from tests.simulation.journal import is_restarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ingestor.core.model import Gap, MarketData, Subscription
+    from ingestor.core.model import Gap, MarketData
     from ingestor.local.history import Message
     from tests.simulation.journal import Stored
     from tests.simulation.line import Running, Simulation
@@ -28,6 +30,7 @@ def judge(simulation: Simulation) -> list[str]:
     journal = simulation.journal
     found = list(simulation.problems)
     found += _missing(simulation)
+    found += _audited(simulation)
     found += _wrong_values(journal.stored, simulation.market.told)
     if simulation.plan.aggregation == "kpl":  # plain entries of one call may land in any order
         found += _disordered(journal.stored)
@@ -46,9 +49,9 @@ def delivered_and_declared(
     delivered: dict[Subscription, Intervals] = {}
     declared: dict[Subscription, Intervals] = {}
     for each in stored:
-        if each.claim is not None:
+        if (ids := each.ids) is not None:
             into = delivered if each.record.hole is None else declared
-            into.setdefault(each.claim.subscription, Intervals()).add(each.claim.first, each.claim.last)
+            into.setdefault(ids.subscription, Intervals()).add(ids.first, ids.last)
     return delivered, declared
 
 
@@ -59,19 +62,59 @@ def _missing(simulation: Simulation) -> Iterator[str]:
     last_line = simulation.lives[-1].line
     ends = {} if last_line is None else last_line.intake.next_ids()
     for subscription, account in sorted(simulation.world.venue.ledger.items()):
-        origin = journal.origins.get(subscription)
+        origin = journal.origins.get((subscription, is_restarted(subscription, ends.get(subscription, 0))))
         if origin is None or subscription not in ends:
             yield f"{subscription.stream_name} was never counted"
             continue
-        owed = Intervals(account.produced.within(origin, ends[subscription] - 1))
-        missing = minus(minus(owed, delivered.get(subscription, Intervals())), declared.get(subscription, Intervals()))
+        here, holes = (each.get(subscription, Intervals()) for each in (delivered, declared))
+        owed = account.produced.within(origin, ends[subscription] - 1)
+        if is_restarted(subscription, ends[subscription]):
+            owed = _owed_of_two_generations(simulation, subscription, ends[subscription])
+        missing = minus(minus(owed, here), holes)
         if missing:
             yield f"{subscription.stream_name} lacks {missing}"
+
+
+def _owed_of_two_generations(simulation: Simulation, subscription: Subscription, end: int) -> Intervals:
+    """Return all new ids, if any task knew old ones, and of the old ones those that can be declared."""
+    produced, origins = simulation.world.venue.ledger[subscription].produced, simulation.journal.origins
+    old_origin = origins.get((subscription, False))
+    if old_origin is None:
+        return produced.within(origins[subscription, True], end - 1)
+    owed = produced.within(0, end - 1)
+    owed.update(produced.within(old_origin, _declarable_until(simulation, subscription)))
+    return owed
+
+
+def _declarable_until(simulation: Simulation, subscription: Subscription) -> int:
+    """Return up to where it can be known which of the old ids are lost, once the venue has begun again.
+
+    Up to what any beat claimed: of more nobody knows. And a task that ends before its holes are in the stream has said
+    already that other ids count; then the audit names them, and nobody else.
+    """
+    plan = simulation.plan
+    restarted_s = min((each.at_s for each in plan.id_restarts if each.symbol == subscription.symbol), default=0.0)
+    if any(turn.at_s > restarted_s for turn in plan.turns):
+        return -1
+    claimed = simulation.journal.claimed_before_restart(subscription)
+    return claimed.highest if claimed else -1
+
+
+def _audited(simulation: Simulation) -> Iterator[str]:
+    """Have the stream proven as `ingestor audit` does."""
     audit = Audit()
-    for each in journal.stored:
+    for each in simulation.journal.stored:
         audit.add(each.record)
+    restarted = {restart.symbol for restart in simulation.plan.id_restarts}
     for report in audit.report().streams:
-        if report.unseeded:
+        undeclared = Intervals((hole.first, hole.last) for hole in report.undeclared)
+        if report.symbol in restarted and not report.kind.startswith("kline") and not report.generation:
+            until = _declarable_until(simulation, Subscription(report.symbol, report.kind))
+            undeclared = undeclared.within(0, until)
+        if undeclared:
+            yield f"the audit lacks {undeclared} of {report.symbol} {report.kind} ({report.generation})"
+        is_over = report.symbol in restarted and not report.generation  # a book that ended with the ids it had
+        if report.unseeded and not is_over:
             yield f"no snapshot after {report.unseeded} of {report.symbol}"
         if report.conflicts:
             yield f"{report.symbol} {report.kind} came with two values: {report.conflicts}"
@@ -144,12 +187,12 @@ def _sides(bids: Any, asks: Any) -> tuple[dict[int, int], dict[int, int]]:
 
 def _disordered(stored: Sequence[Stored]) -> Iterator[str]:
     """Live records of a life are in order per subscription, except what had been there already."""
-    highest: dict[tuple[int, Subscription], int] = {}
-    seen: dict[tuple[int, Subscription], Intervals] = {}
+    highest: dict[tuple[int, Subscription, bool], int] = {}
+    seen: dict[tuple[int, Subscription, bool], Intervals] = {}
     for each in stored:
         if each.claim is None or each.record.source != "websocket" or each.record.hole is not None:
             continue
-        key = each.life, each.claim.subscription
+        key = each.life, each.claim.subscription, is_restarted(each.claim.subscription, each.claim.last)
         before = seen.setdefault(key, Intervals())
         if before.covers(each.claim.first, each.claim.last):
             continue
@@ -177,13 +220,19 @@ def _disordered_repairs(simulation: Simulation) -> Iterator[str]:
 
 def _undeserved_holes(simulation: Simulation) -> Iterator[str]:
     """Find holes without need: the venue forgets nothing here, so only lost diffs and what Kinesis refused have one."""
+    restarted = {restart.symbol for restart in simulation.plan.id_restarts}
     may_poison = any(trouble.what == "odd" for trouble in simulation.plan.troubles)
     for each in simulation.journal.stored:
         hole = each.record.hole
-        if hole is None or hole.reason == "id_restart" or (hole.reason == "poison" and may_poison):
+        if hole is None or (hole.reason == "poison" and may_poison):
+            continue
+        if hole.reason == "id_restart" and each.record.symbol in restarted:
+            produced = simulation.world.venue.ledger[Subscription(each.record.symbol, hole.stream)].produced
+            if made_up := produced.missing(max(1, hole.first), hole.last):
+                yield f"{each.ids} is declared, but the venue never had {made_up}"
             continue
         if not (hole.stream == "depth" and hole.reason == "disconnected"):
-            yield f"{each.claim} is declared as {hole.reason}"
+            yield f"{each.ids} is declared as {hole.reason}"
 
 
 def _unfinished_business(simulation: Simulation) -> Iterator[str]:
@@ -195,8 +244,9 @@ def _unfinished_business(simulation: Simulation) -> Iterator[str]:
     for subscription, next_id in running.line.intake.next_ids().items():
         if marks.get(subscription, -1) < next_id - 1:
             yield f"{subscription.stream_name} is complete up to {marks.get(subscription)}, but {next_id - 1} was taken"
-    beats = [beat for life, beat in simulation.journal.beats if life == running.life.number]
-    if not beats or not beats[-1].final:
+    # One that the stop did not wait for may land behind it.
+    beats = [beat for life, beat in simulation.journal.beats if life == running.life.number and beat.final]
+    if not beats:
         yield "the last life has written no last beat"
         return
     for subscription, entry in beats[-1].coverage():
