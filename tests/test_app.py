@@ -19,6 +19,7 @@ from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.reload import ConfigFile
 from ingestor.serializer import decode_heartbeat
+from tests.fakes.busy import FULL_RATE, be_busy
 from tests.fakes.service import run_for, run_line
 from tests.fakes.world import START_MS, MemoryWorld, config_for, run_inline
 
@@ -142,6 +143,34 @@ def assert_all_delivered(world: MemoryWorld, produced: Mapping[Subscription, Int
     assert [(each.kind, each.declared) for each in report.streams if each.declared] == []
     assert [len(each.delivered) for each in report.streams] == [1] * len(report.streams)
     assert sum(each.duplicates for each in report.streams) > 0
+    assert [request for request in world.rest_requests if "historicalTrades" in request or "klines" in request] == []
+
+
+async def test_a_deploy_at_full_rate_leaves_no_hole_and_fetches_nothing(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Thousands of trades a second when the new task starts, and when the old one is asked to stop."""
+    market = Market(["BTCUSDT"], seed=3, start_ms=START_MS, orders_per_s=2.0, updates_per_s=5.0)
+    world = MemoryWorld(source=market, windows_differ=True)
+    config = config_for(world, tmp_path, resume=True)
+    stops = trio.Event(), trio.Event()
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(run_line, config, world, stops[0])
+        nursery.start_soon(be_busy, market, 28.0, 32.0)
+        nursery.start_soon(be_busy, market, 48.0, 52.0)
+        await trio.sleep(30)
+        nursery.start_soon(run_line, config, world, stops[1])
+        await trio.sleep(20)
+        stops[0].set()
+        await trio.sleep(40)
+        stops[1].set()
+    report = world.audit()
+    assert report.is_complete
+    assert [(each.kind, each.declared) for each in report.streams if each.declared] == []
+    assert [len(each.delivered) for each in report.streams] == [1] * len(report.streams)
+    trades = next(each for each in report.streams if each.kind == "trade")
+    assert trades.delivered_ids > 8.0 * FULL_RATE
+    assert trades.duplicates > 4.0 * FULL_RATE  # while both ran, and recognisable
     assert [request for request in world.rest_requests if "historicalTrades" in request or "klines" in request] == []
 
 

@@ -12,6 +12,7 @@ from ingestor import app
 from ingestor.local import faults
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
+from tests.fakes.busy import FULL_RATE, be_busy
 from tests.fakes.distant import DistantStream
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 
@@ -33,8 +34,8 @@ class Run:
     """A service in a world in memory, and what came of it."""
 
     def __init__(self, folder: Path, *, script: tuple[Fault, ...] = (), **connections: Any) -> None:
-        market = Market(SYMBOLS, seed=3, start_ms=START_MS, orders_per_s=10.0, updates_per_s=20.0)
-        self.world = MemoryWorld(SYMBOLS, source=market, script=script, windows_differ=True, tick_s=0.02)
+        self.market = Market(SYMBOLS, seed=3, start_ms=START_MS, orders_per_s=10.0, updates_per_s=20.0)
+        self.world = MemoryWorld(SYMBOLS, source=self.market, script=script, windows_differ=True, tick_s=0.02)
         config = config_for(self.world, folder)
         settings = config.binance.connections.model_copy(update=connections)
         binance = config.binance.model_copy(update={"connections": settings})
@@ -45,12 +46,13 @@ class Run:
         self.line: app.Line
         self.report: AuditReport
 
-    async def go_on_for(self, seconds: float) -> None:
-        """Run the line, and drain it."""
+    async def go_on_for(self, seconds: float, *, busy_s: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Run the line, and drain it; from `busy_s[0]` to `busy_s[1]` the market is at its busiest."""
         stop = trio.Event()
         near = self.world.as_seen_by_a_service()
         async with trio.open_nursery() as distance:
             self.service = app.Service(self.config, near._replace(connect=partial(self.connect, near, distance)))
+            distance.start_soon(be_busy, self.market, *busy_s)
             await self._go_on(seconds, stop)
             distance.cancel_scope.cancel()
         self.report = self.world.audit()
@@ -89,13 +91,43 @@ class Run:
             assert row.missing <= {"depth": 60, "trade": 5}.get(row.kind, 0), row
 
     @property
+    def trades(self) -> int:
+        """How many are in the stream."""
+        return sum(each.delivered_ids for each in self.report.streams if each.kind == "trade")
+
+    @property
+    def overlapping_trades(self) -> int:
+        """How many came over two connections."""
+        return int(self.service.metrics.duplicates_dropped.labels("trade")._value.get())
+
+    @property
     def connects(self) -> float:
         return 1 + self.service.metrics.reconnections.value
 
 
-async def test_a_rollover_at_full_rate_loses_repeats_and_declares_nothing(
-    autojump_clock: MockClock, tmp_path: Path
+@pytest.mark.parametrize(
+    ("script", "connections"),
+    [
+        ((faults.Shutdown(at_s=38.0, after_s=10.0),), {}),
+        ((), {"rollover_after_s": 41.5}),
+        ((faults.Disconnect(40.0, "oldest"),), {"redundancy": 2}),
+    ],
+    ids=["announced shutdown", "rollover", "loss of one of two"],
+)
+async def test_no_change_of_connections_at_full_rate_loses_repeats_or_declares_anything(
+    autojump_clock: MockClock, tmp_path: Path, script: tuple[Fault, ...], connections: dict[str, Any]
 ) -> None:
+    """Thousands of trades a second while connections overlap, a bar that closes among them; all arrive, once."""
+    run = Run(tmp_path, script=script, **connections)
+    await run.go_on_for(46, busy_s=(37.0, 44.0))
+    run.assert_whole()
+    assert run.connects == 2
+    assert run.trades > 7.0 * FULL_RATE
+    assert run.overlapping_trades > FULL_RATE
+    assert [second for second in run.unready if second > 2] == []
+
+
+async def test_many_rollovers_lose_repeat_and_declare_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Several of them in a minute, with windows cut differently on every second connection; ready all the time."""
     run = Run(tmp_path, rollover_after_s=9.0)
     await run.go_on_for(65)
