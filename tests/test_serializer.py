@@ -248,6 +248,7 @@ BEAT: dict[str, Any] = {
             "settled": True,
             "covered": [{"first": 1, "last": 9}],
             "last_event_ms": 3,
+            "origin_ms": 2,
         }
     ],
 }

@@ -195,7 +195,7 @@ class Precise(Market):
 async def test_a_price_with_more_decimals_than_the_schema_is_declared_never_rounded(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Trap 8: eight decimals are custom, not law; a letter keeps the bytes, a hole the id, and repair leaves it alone."""
+    """Trap 8: eight decimals are custom, not law; a letter keeps the bytes, a hole the id, and repair lets it be."""
     market = Precise(["BTCUSDT"], seed=3, start_ms=START_MS, orders_per_s=4.0, updates_per_s=5.0)
     world = MemoryWorld(source=market)
     await run_for(50, config_for(world, tmp_path), world)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ingestor.core.model import Hole, MarketData
 
+_LATE_MS: Final = 60_000  # what a task that is behind may still deliver of old ids behind the mark of a restart
 REMEMBERED: Final = 500_000  # events whose values are kept to be compared with a later duplicate; about 100 MB
 
 
@@ -132,6 +133,7 @@ class _Chain:
         self.snapshots = 0
         self.highest_snapshot = -1
         self.interim = 0
+        self.began_ms: int | None = None  # the time of the first event that was delivered live
         self.newest_ms = 0
         self.is_announced = generation == 0
 
@@ -229,7 +231,7 @@ class Audit:
         return AuditReport(streams, self._undecodable)
 
     def _deliver(self, subscription: Subscription, first: int, last: int, record: MarketData, *, is_late: bool) -> None:
-        chain = self._chain(subscription)
+        chain = self._chain_of(subscription, first, record)
         if is_late:
             span = chain.live_span or chain.span
             if span is not None:
@@ -239,6 +241,7 @@ class Audit:
         if is_live and record.kline is None:  # bars are numbered by the clock
             if chain.is_behind(first, last, record.timestamp):
                 chain = self._begin_again(subscription)
+            chain.began_ms = record.timestamp if chain.began_ms is None else min(chain.began_ms, record.timestamp)
             chain.newest_ms = max(chain.newest_ms, record.timestamp)
         chain.records += 1
         is_duplicate = chain.deliver(first, last, is_live=is_live)
@@ -262,6 +265,18 @@ class Audit:
             chain.is_announced = True
         chain.records += 1
         chain.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
+
+    def _chain_of(self, subscription: Subscription, first: int, record: MarketData) -> _Chain:
+        """Find the chain of an event; a task that is behind still delivers old ids when another one has begun anew."""
+        newest = self._chain(subscription)
+        chains = self._chains[subscription]
+        if len(chains) == 1 or record.kline is not None:
+            return newest
+        before = chains[-2]
+        if newest.began_ms is not None:
+            return before if record.timestamp < newest.began_ms else newest
+        follows = before.span is not None and before.span[0] <= first <= before.span[1] + 1
+        return before if follows and record.timestamp <= before.newest_ms + _LATE_MS else newest
 
     def _begin_again(self, subscription: Subscription) -> _Chain:
         chains = self._chains[subscription]

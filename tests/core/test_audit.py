@@ -124,6 +124,15 @@ class TestTrades:
         stream = only(audited([trade(500, at_ms=1_000), trade(502, at_ms=1_002), trade(501, at_ms=1_001)]))
         assert (stream.generation, stream.delivered, stream.disordered) == (0, [Range(500, 502)], 1)
 
+    def test_a_task_that_is_behind_still_delivers_old_ids(self) -> None:
+        """During a deploy the new task has seen the restart, and the old one still drains."""
+        marker = hole(0, -1, reason="id_restart")
+        new = [trade(0, at_ms=9_000), trade(1, at_ms=9_001)]
+        for records in ([marker, trade(502), *new], [marker, new[0], trade(502), new[1]]):
+            report = audited([*trades([500, 501]), *records])
+            assert report.is_complete
+            assert [each.delivered for each in report.streams] == [[Range(500, 502)], [Range(0, 1)]]
+
     def test_what_was_lost_to_a_restart_is_declared_of_the_ids_before_it(self) -> None:
         """Wherever it stands: the numbers say of which."""
         records = [*trades([500, 503]), hole(0, -1, reason="id_restart"), trade(0, at_ms=9_000)]
