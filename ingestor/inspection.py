@@ -274,7 +274,7 @@ async def _venue_values(stream: StreamReport, first: int, last: int, rest: RestC
         stream.symbol,
         interval,
         start_ms=kline_open_ms(interval, first),
-        end_ms=kline_open_ms(interval, last),
+        end_ms=kline_open_ms(interval, last + 1) - 1,
         limit=count,
     )
     return {

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ingestor import config
     from ingestor.channels import BatchSender
-    from ingestor.core.binance import DepthSnapshot, RestTrade
+    from ingestor.core.binance import DepthSnapshot, RestKline, RestTrade
     from ingestor.core.weight import Purpose
     from ingestor.metrics import Metrics
     from ingestor.rest_client import RestClient
@@ -414,15 +414,20 @@ class _BarPages:
             until_over_s = (kline_open_ms(interval, run.first + 1) - settled_ms) / 1000
             self._ledger.pending.postpone(run.subscription, trio.current_time() + until_over_s)
             return None
-        rows = await self._rest.klines(
-            symbol, interval, start_ms=kline_open_ms(interval, run.first), end_ms=kline_open_ms(interval, last)
-        )
+        # All that may open within: early history has bars off the grid, and a grid that we have wrong loses none.
+        end_ms = kline_open_ms(interval, last + 1) - 1
+        rows = await self._rest.klines(symbol, interval, start_ms=kline_open_ms(interval, run.first), end_ms=end_ms)
         received_us = self._ledger.now_us()
-        wanted = [row for row in rows if run.first <= kline_ordinal(interval, milliseconds(row.open_time)) <= last]
+        wanted = [row for row in rows if self._is_wanted(interval, row, run.first, last, settled_ms)]
         records = [rest_kline_record(symbol, interval, row, received_us, closed=True) for row in wanted]
         ordinals = [kline_ordinal(interval, record.sequence) for record in records]
         await self._ledger.deliver(run.subscription, ordinals, records, wanted)
         return None if wanted else run._replace(last=last)
+
+    @staticmethod
+    def _is_wanted(interval: str, row: RestKline, first: int, last: int, settled_ms: int) -> bool:
+        ordinal = kline_ordinal(interval, milliseconds(row.open_time))
+        return first <= ordinal <= last and milliseconds(row.close_time) < settled_ms
 
 
 @dataclass

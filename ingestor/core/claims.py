@@ -165,7 +165,9 @@ _INTERVAL_MS: Final = {
     "3d": 3 * _DAY_MS,
     "1w": 7 * _DAY_MS,
 }
-_OFFSET_MS: Final = {"1w": 4 * _DAY_MS}  # weeks open on a Monday, and the epoch was a Thursday
+# Weeks open on a Monday, and the epoch was a Thursday. Bars of three days open one day off the epoch: 2017-08-17,
+# 2024-01-01, 2026-07-01 (the public archive's BTCUSDT-3d files as two public projects list them; read 2026-11-26).
+_OFFSET_MS: Final = {"1w": 4 * _DAY_MS, "3d": _DAY_MS}
 
 
 def kline_ordinal(interval: str, open_time_ms: int) -> int:

@@ -47,7 +47,7 @@ INTERVALS_MS: Final = {
     "1w": 7 * _DAY_MS,
 }
 INTERVALS: Final = (*INTERVALS_MS, "1M")
-_FIRST_MONDAY_MS: Final = 4 * _DAY_MS  # 1970-01-05: weeks open on Mondays
+_FIRST_MS: Final = {"1w": 4 * _DAY_MS, "3d": _DAY_MS}  # weeks open on Mondays, three days on 1970-01-02 and so on
 
 
 class Message(Struct, frozen=True, gc=False):
@@ -157,8 +157,7 @@ def bar_open_ms(interval: str, at_ms: int) -> int:
     if interval == "1M":
         year, month = time.gmtime(at_ms // _SECOND_MS)[:2]
         return timegm((year, month, 1, 0, 0, 0)) * _SECOND_MS
-    offset = _FIRST_MONDAY_MS if interval == "1w" else 0
-    return at_ms - (at_ms - offset) % INTERVALS_MS[interval]
+    return at_ms - (at_ms - _FIRST_MS.get(interval, 0)) % INTERVALS_MS[interval]
 
 
 def bar_close_ms(interval: str, open_ms: int) -> int:

@@ -13,6 +13,7 @@ from msgspec import structs
 
 from ingestor.core.claims import RUN_LIMIT, Coverage, Entry, Intervals, claim_of, kline_open_ms, kline_ordinal
 from ingestor.core.model import Claim, Subscription
+from ingestor.local.history import bar_open_ms
 from tests.fakes.records import BTC, bar, diff, hole, snapshot, trade
 
 if TYPE_CHECKING:
@@ -121,6 +122,13 @@ class TestKlineOrdinals:
         """The venue's weekly bars open on Monday, 00:00 UTC."""
         opened = dt.datetime.fromtimestamp(kline_open_ms("1w", 2900) / 1000, dt.UTC)
         assert (opened.weekday(), opened.hour, opened.minute) == (0, 0, 0)
+
+    @pytest.mark.parametrize("day", [dt.date(2017, 8, 17), dt.date(2024, 1, 1), dt.date(2026, 7, 1)])
+    def test_bars_of_three_days_open_when_the_venue_opens_them(self, day: dt.date) -> None:
+        """Not on multiples since the epoch: asked for by their open times, they would not be found."""
+        opened = int(dt.datetime.combine(day, dt.time(), dt.UTC).timestamp() * 1000)
+        assert kline_open_ms("3d", kline_ordinal("3d", opened)) == opened
+        assert bar_open_ms("3d", opened + 86_400_000 * 2) == opened, "the simulated venue as well"
 
     def test_an_interval_that_the_venue_lacks_is_refused(self) -> None:
         """A name that is no interval is a bug of the caller."""
