@@ -504,7 +504,7 @@ class Line:
         while True:
             await trio.sleep(SWEEP_EVERY_S)
             self._forget_ended()
-            for gap in self.intake.overdue(self.service.world.wall_ns() // 1_000_000):
+            for gap in self.intake.overdue(trio.current_time(), self.service.world.wall_ns() // 1_000_000):
                 self.repair.report_gap(gap)
             self.lag.sweep(self.intake.next_ids(), self.coverage.watermarks(), trio.current_time())
 

@@ -334,6 +334,22 @@ async def test_the_published_limit_becomes_the_budget(autojump_clock: MockClock)
         assert client.weight_left("trades") == 480
 
 
+@pytest.mark.parametrize("step_s", [-3_600, 3_600])
+async def test_a_clock_that_is_set_during_a_ban_makes_it_neither_longer_nor_shorter(
+    step_s: int, autojump_clock: MockClock
+) -> None:
+    """An hour more of silence delays every repair; a request within the ban makes days of its minutes."""
+    venue = FakeRest(script=deque([Answer(418, {"code": -1003, "msg": "banned"}, {"retry-after": "240"})]))
+    async with client_of(venue) as client:
+        client._wall_ns = lambda: wall_ns() + (step_s * 1_000_000_000 if trio.current_time() > 10 else 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.ping)
+            await trio.sleep(20)
+            nursery.start_soon(client.exchange_info)
+    assert venue.times("ping") == [0, 240]
+    assert venue.times("exchangeInfo") == [240]
+
+
 async def test_a_waiting_purpose_does_not_hold_up_another(autojump_clock: MockClock) -> None:
     """Backfill owns no part and waits for what is left; a book comes through meanwhile."""
     venue = FakeRest(markets={"BTCUSDT": Market(newest_id=5, books=deque([(1, [], [])]))})

@@ -159,7 +159,7 @@ class KlineTracker:
         self._running_since_ms = 0
 
     def accept(self, open_ms: int, trade_count: int, now_ms: int, *, closed: bool) -> Verdict:
-        """Judge the state of a bar; `now_ms` is our clock, and only compared with itself."""
+        """Judge the state of a bar; `now_ms` is the monotonic clock in milliseconds."""
         if closed:
             return self._accept_closed(open_ms, trade_count, now_ms)
         if open_ms == self._newest_open_ms:

@@ -274,7 +274,8 @@ class LiveKlines:
         self.received += 1
         bar = event.bar
         open_ms = milliseconds(bar.open_time)
-        verdict = self.tracker.accept(open_ms, bar.trade_count, received_us // 1000, closed=bar.closed)
+        heard_ms = round(accepted.received_s * 1000)  # the wall clock may be put back by an hour
+        verdict = self.tracker.accept(open_ms, bar.trade_count, heard_ms, closed=bar.closed)
         if verdict is DUPLICATE:
             accepted.drop_duplicates("kline")
             return True
@@ -521,11 +522,14 @@ class Intake:
         ask = snapshot.asks[0][0] if snapshot.asks else None
         return snapshot_record(symbol, snapshot, received_us, bid, ask)
 
-    def overdue(self, now_ms: int) -> list[Gap]:
-        """Return the bars whose closing message must be lost, each once; ask about once a second."""
+    def overdue(self, now_s: float, now_ms: int) -> list[Gap]:
+        """Return the bars whose closing message must be lost, each once; ask about once a second.
+
+        `now_s` is the monotonic clock, `now_ms` the wall clock.
+        """
         gaps = []
         for live in self._streams.values():
-            missing = live.tracker.overdue(now_ms) if isinstance(live, LiveKlines) else None
+            missing = live.tracker.overdue(round(now_s * 1000)) if isinstance(live, LiveKlines) else None
             if missing is not None:
                 gaps.append(Gap(live.subscription, *missing, now_ms))
         return gaps

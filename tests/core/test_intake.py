@@ -210,9 +210,11 @@ def test_a_bar_whose_closing_message_never_comes_is_overdue_once() -> None:
     """A later bar that runs for longer than a closing message may be late proves the loss."""
     intake = an_intake()
     accept(intake, bar(BAR), bar(BAR + 1))
-    assert intake.overdue(NOW_MS) == []
-    assert intake.overdue(NOW_MS + 60_000) == [Gap(KLINES, BAR, BAR, NOW_MS + 60_000)]
-    assert intake.overdue(NOW_MS + 61_000) == []
+    assert intake.overdue(1.0, NOW_MS) == []
+    assert intake.overdue(5.9, NOW_MS + 3_600_000) == [], "the wall clock was put forward"
+    an_hour_back_ms = NOW_MS - 3_600_000
+    assert intake.overdue(61.0, an_hour_back_ms) == [Gap(KLINES, BAR, BAR, an_hour_back_ms)]
+    assert intake.overdue(62.0, NOW_MS) == []
 
 
 def test_every_bad_message_goes_to_the_dead_letter_with_its_bytes_and_the_line_goes_on() -> None:
