@@ -720,6 +720,7 @@ class Line:
             wall_ns=world.wall_ns,
             random=world.random,
             on_hole=service.holes.note,
+            dead_letters=service.dead_letters,
         )
 
     def _make_fan_in(self) -> FanIn:

@@ -21,11 +21,11 @@ import msgspec
 import structlog
 import trio
 
-from ingestor.core.binance import milliseconds, rest_kline_record, rest_trade_record
+from ingestor.core.binance import milliseconds, number_in, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
 from ingestor.core.gaps import PendingGaps
 from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
-from ingestor.core.model import Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
+from ingestor.core.model import Claim, DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.rest_client import INVALID_SYMBOL, PAGE_ROWS, BadRequestError, UnavailableError, depth_weight
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from ingestor import config
     from ingestor.channels import BatchSender
     from ingestor.core.binance import DepthSnapshot, RestKline, RestTrade
+    from ingestor.core.model import EventType
     from ingestor.core.weight import Purpose
+    from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics
     from ingestor.rest_client import RestClient
 
@@ -87,9 +89,10 @@ class Repair:
         wall_ns: Callable[[], int],
         random: Random,
         on_hole: Callable[[str, Hole], None],
+        dead_letters: DeadLetterSink,
     ) -> None:
         self._metrics = metrics
-        self._outlet = outlet = _Outlet(records, metrics, wall_ns, on_hole)
+        self._outlet = outlet = _Outlet(records, metrics, wall_ns, on_hole, dead_letters)
         trades, bars, diffs = _Ledger(outlet), _Ledger(outlet), _Ledger(outlet)
         given_up = partial(_Declaration, reason="repair_limit")
         by_id = _TradePages(rest, trades, settings.max_trades_per_gap)
@@ -164,7 +167,9 @@ class _Outlet:
         metrics: Metrics,
         wall_ns: Callable[[], int],
         on_hole: Callable[[str, Hole], None],
+        dead_letters: DeadLetterSink,
     ) -> None:
+        self.dead_letters = dead_letters
         self.records = records
         self.metrics = metrics
         self.repaired: deque[dict[str, Any]] = deque(maxlen=_NEWEST_REPAIRS)
@@ -239,6 +244,33 @@ class _Ledger:
         for first, last in Intervals((each, each) for each in ids):
             self.pending.withdraw(subscription, first, last)
             self._outlet.note_repaired(subscription, first, last)
+
+    async def give_up_rows(self, run: Gap, rows: Sequence[bytes], numbers: Sequence[int | None]) -> None:
+        """Let go of rows that cannot be read: a letter each, and a hole for those whose number is known and owed."""
+        if not rows:
+            return
+        owed = self.owed(run.subscription, run.first, run.last)
+        claims = [
+            Claim(run.subscription, each, each) if each is not None and each in owed else None for each in numbers
+        ]
+        at_ms = self.now_us() // 1000
+        event_type: EventType = "trade" if run.subscription.kind == "trade" else "kline"
+        await self._outlet.dead_letters.write(
+            [
+                DeadLetter(
+                    reason="unexpected_shape",
+                    detail="a row of REST that cannot be read",
+                    raw=raw,
+                    at_ms=at_ms,
+                    symbol=run.subscription.symbol,
+                    event_type=event_type,
+                    claim=claim,
+                )
+                for raw, claim in zip(rows, claims, strict=True)
+            ]
+        )
+        for claim in filter(None, claims):
+            await self.declare(claim.subscription, claim.first, claim.last, "poison")
 
     async def declare(self, subscription: Subscription, first: int, last: int, reason: HoleReason) -> None:
         """Declare what is owed of `first` to `last` (inclusive)."""
@@ -354,17 +386,25 @@ class _TradePages:
             await self._ledger.declare(run.subscription, run.first, run.last, "repair_limit")
             return None
         limit = min(PAGE_ROWS, count)
+        unreadable: list[bytes] = []
         try:
-            rows = await self._rest.historical_trades(symbol, run.first, limit)
+            rows = await self._rest.historical_trades(symbol, run.first, limit, on_unreadable=unreadable.extend)
         except BadRequestError as refusal:
             if refusal.code == INVALID_SYMBOL:
                 raise
             return await self._bridge(run)
+        await self._ledger.give_up_rows(run, unreadable, [self._id_in(raw, run, limit) for raw in unreadable])
         if not rows:
-            return run  # nothing from here on: gone, or the database is late
+            return None if unreadable else run  # nothing from here on: gone, or the database is late
         # An id that is no longer kept is answered with the oldest that is, without a word.
         await self._ledger.declare(run.subscription, run.first, rows[0].trade_id - 1, "venue_forgot")
         return await self._deliver(run, rows)
+
+    @staticmethod
+    def _id_in(raw: bytes, run: Gap, limit: int) -> int | None:
+        """Return the id of a row that cannot be read; alone on its page it is the one that was asked for."""
+        trade_id = number_in(raw)
+        return run.first if trade_id is None and limit == 1 else trade_id
 
     async def _deliver(self, run: Gap, rows: Sequence[RestTrade]) -> Gap | None:
         """Send what is wanted of an answer; return `run` if that says nothing of where it begins."""
@@ -416,13 +456,23 @@ class _BarPages:
             return None
         # All that may open within: early history has bars off the grid, and a grid that we have wrong loses none.
         end_ms = kline_open_ms(interval, last + 1) - 1
-        rows = await self._rest.klines(symbol, interval, start_ms=kline_open_ms(interval, run.first), end_ms=end_ms)
+        unreadable: list[bytes] = []
+        rows = await self._rest.klines(
+            symbol,
+            interval,
+            start_ms=kline_open_ms(interval, run.first),
+            end_ms=end_ms,
+            on_unreadable=unreadable.extend,
+        )
+        opened = [number_in(raw) for raw in unreadable]
+        ordinals = [None if each is None else kline_ordinal(interval, milliseconds(each)) for each in opened]
+        await self._ledger.give_up_rows(run, unreadable, ordinals)
         received_us = self._ledger.now_us()
         wanted = [row for row in rows if self._is_wanted(interval, row, run.first, last, settled_ms)]
         records = [rest_kline_record(symbol, interval, row, received_us, closed=True) for row in wanted]
-        ordinals = [kline_ordinal(interval, record.sequence) for record in records]
-        await self._ledger.deliver(run.subscription, ordinals, records, wanted)
-        return None if wanted else run._replace(last=last)
+        delivered = [kline_ordinal(interval, record.sequence) for record in records]
+        await self._ledger.deliver(run.subscription, delivered, records, wanted)
+        return None if wanted or any(each is not None for each in ordinals) else run._replace(last=last)
 
     @staticmethod
     def _is_wanted(interval: str, row: RestKline, first: int, last: int, settled_ms: int) -> bool:

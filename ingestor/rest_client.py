@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -38,6 +39,7 @@ from ingestor.core.binance import (
     decode_server_time,
     decode_tickers,
     decode_trades,
+    readable_rows,
 )
 from ingestor.core.errors import IngestorError
 from ingestor.core.weight import PARTS, Admission, Purpose, WeightBudget
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from ingestor.metrics import Metrics
 
 T = TypeVar("T")
+OnUnreadable: TypeAlias = "Callable[[list[bytes]], None]"  # is told the rows of a page that cannot be read
 Outcome: TypeAlias = Literal["ok", "refused", "limited", "restricted", "failed"]
 
 log = structlog.get_logger()
@@ -259,10 +262,12 @@ class RestClient:
         *,
         purpose: Purpose = "trades",
         on_admitted: Callable[[], None] | None = None,
+        on_unreadable: OnUnreadable | None = None,
     ) -> list[RestTrade]:
         """Return trades from `from_id` on, ascending; from the oldest that is kept when that one is forgotten."""
         params: dict[str, str | int] = {"symbol": symbol, "fromId": from_id, "limit": limit}
-        return await self._fetch(_Call("historicalTrades", 25, purpose, params), decode_trades, on_admitted)
+        decode = _tolerant(decode_trades, on_unreadable)
+        return await self._fetch(_Call("historicalTrades", 25, purpose, params), decode, on_admitted)
 
     async def agg_trades(
         self,
@@ -293,12 +298,14 @@ class RestClient:
         limit: int = PAGE_ROWS,
         purpose: Purpose = "trades",
         on_admitted: Callable[[], None] | None = None,
+        on_unreadable: OnUnreadable | None = None,
     ) -> list[RestKline]:
         """Return bars that open from `start_ms` to `end_ms` (inclusive), ascending; the newest may be unfinished."""
         params: dict[str, str | int] = {
             "symbol": symbol, "interval": interval, "limit": limit, **_times(start_ms, end_ms),
         }  # fmt: skip
-        return await self._fetch(_Call("klines", 2, purpose, params), decode_klines, on_admitted)
+        decode = _tolerant(decode_klines, on_unreadable)
+        return await self._fetch(_Call("klines", 2, purpose, params), decode, on_admitted)
 
     async def tickers(self) -> list[Ticker]:
         """Return the last trade id of every symbol, in one request (weight 80)."""
@@ -411,6 +418,11 @@ class RestClient:
 def _times(start_ms: int | None, end_ms: int | None) -> dict[str, str | int]:
     times = {"startTime": start_ms, "endTime": end_ms}
     return {name: value for name, value in times.items() if value is not None}
+
+
+def _tolerant(decode: Callable[[bytes], list[T]], on_unreadable: OnUnreadable | None) -> Callable[[bytes], list[T]]:
+    """Let single rows of a page be poison, if somebody wants to know them."""
+    return decode if on_unreadable is None else partial(readable_rows, decode=decode, on_unreadable=on_unreadable)
 
 
 def _ignore(_body: bytes) -> None:

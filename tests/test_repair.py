@@ -6,7 +6,7 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -16,15 +16,15 @@ from prometheus_client import CollectorRegistry
 from ingestor import config
 from ingestor.channels import BatchReceiver, BatchSender, open_batch_channel
 from ingestor.core.binance import snapshot_record
-from ingestor.core.claims import kline_ordinal
-from ingestor.core.model import Gap, Hole, MarketData, RecordBatch, Subscription
+from ingestor.core.claims import kline_open_ms, kline_ordinal
+from ingestor.core.model import Claim, DeadLetter, Gap, Hole, MarketData, RecordBatch, Subscription
 from ingestor.metrics import Metrics
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, rows_of, wall_ns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from trio.testing import MockClock
 
@@ -64,6 +64,17 @@ class Middle(Random):
         return (a + b) / 2
 
 
+class Letters:
+    """Remembers dead letters."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.letters += letters
+
+
 @dataclass
 class Bench:
     """A running repair, and what comes out of it."""
@@ -74,6 +85,7 @@ class Bench:
     line: BatchReceiver[RecordBatch]
     metrics: Metrics
     declared: list[tuple[str, Hole]]
+    letters: list[DeadLetter]
 
     def drain(self) -> list[MarketData]:
         """Everything on the line, in order."""
@@ -112,6 +124,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Run a repair in the background, against `venue`."""
     metrics, declared, books = Metrics(CollectorRegistry()), list[tuple[str, Hole]](), books or FakeBooks()
+    letters = Letters()
     ends: tuple[BatchSender[RecordBatch], BatchReceiver[RecordBatch]] = open_batch_channel(max_batches, 10**9)
     sender, line = ends
     async with (
@@ -135,9 +148,10 @@ async def bench(
             wall_ns=wall_ns,
             random=Middle(),
             on_hole=lambda symbol, hole: declared.append((symbol, hole)),
+            dead_letters=letters,
         )
         nursery.start_soon(task.run)
-        yield Bench(venue, books, task, line, metrics, declared)
+        yield Bench(venue, books, task, line, metrics, declared, letters.letters)
         nursery.cancel_scope.cancel()
     with suppress(trio.EndOfChannel):  # its sender is closed: the line ends, or WouldBlock would be raised here
         while True:
@@ -189,6 +203,61 @@ async def test_ids_that_the_database_lost_in_between_are_declared(autojump_clock
     async with bench(venue_with(Market(newest_id=1_000, lost_ids={12, 13}))) as on:
         on.repair.report_gap(Gap(BTC, 10, 15, 1))
         assert await on.told_after(1) == [10, 11, 14, 15, ("trade", 12, 13, "venue_forgot")]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "known"), [({"price": None}, True), ({"id": "seven", "price": 1}, False)], ids=["id known", "id unknown"]
+)
+async def test_a_row_that_cannot_be_read_spoils_no_other(
+    spoil: dict[str, Any], known: bool, autojump_clock: MockClock
+) -> None:
+    """A letter with its bytes and a hole for its id; without an id it is asked for once more, alone."""
+    venue = venue_with(Market(newest_id=20))
+    answer = venue._historical_trades
+
+    def spoiled(params: dict[str, str]) -> list[dict[str, Any]]:
+        return [row | spoil if row["id"] == 7 else row for row in answer(params)]
+
+    venue._historical_trades = spoiled  # type: ignore[method-assign]
+    async with bench(venue) as on:
+        on.repair.report_gap(Gap(BTC, 5, 9, 1))
+        told = await on.told_after(30)
+        assert sorted(told, key=str) == sorted([5, 6, 8, 9, ("trade", 7, 7, "poison")], key=str)
+        assert len(on.venue.asked) == (1 if known else 2)
+        assert {each.claim for each in on.letters} == ({Claim(BTC, 7, 7)} if known else {None, Claim(BTC, 7, 7)})
+        assert b"0.50000000" in on.letters[0].raw
+        assert on.repair.pending()["trades"] == 0
+
+
+async def test_pages_of_which_nothing_can_be_read_are_not_given_up(autojump_clock: MockClock) -> None:
+    """Another language is no poison: a person, or a new version, will see to it."""
+    venue = venue_with(Market(newest_id=20))
+
+    def strange(params: dict[str, str]) -> list[dict[str, Any]]:
+        del params
+        return [{"strange": 1}, {"strange": 2}]
+
+    venue._historical_trades = strange  # type: ignore[method-assign]
+    async with bench(venue) as on:
+        on.repair.report_gap(Gap(BTC, 5, 9, 1))
+        assert await on.told_after(300) == []
+        assert on.repair.pending()["trades"] == 5
+
+
+async def test_a_bar_that_cannot_be_read_spoils_no_other(autojump_clock: MockClock) -> None:
+    """Its open time says which one it is."""
+    venue = venue_with(Market())
+    answer = venue._klines
+    spoiled_ms = kline_open_ms("1m", NOW_BAR - 3)
+
+    def spoiled(params: dict[str, str]) -> list[list[Any]]:
+        return [[row[0], None, *row[2:]] if row[0] == spoiled_ms else row for row in answer(params)]
+
+    venue._klines = spoiled  # type: ignore[method-assign]
+    async with bench(venue) as on:
+        on.repair.report_gap(Gap(Subscription("BTCUSDT", "kline_1m"), NOW_BAR - 4, NOW_BAR - 2, 1))
+        hole = ("kline_1m", NOW_BAR - 3, NOW_BAR - 3, "poison")
+        assert await on.told_after(1) == [hole, NOW_BAR - 4, NOW_BAR - 2]
 
 
 async def test_a_database_that_lags_is_waited_for(autojump_clock: MockClock) -> None:

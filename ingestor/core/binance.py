@@ -7,7 +7,7 @@ those of facts/binance.md §3, §4, §7; fields we do not use, and fields that w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +17,8 @@ from ingestor.core.wording import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+Row = TypeVar("Row")
 
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that a decode raises for bad bytes: msgspec 0.22 lets invalid UTF-8 and deep nesting out as Python's errors."""
@@ -361,6 +363,43 @@ class VenueRefusal(Struct, frozen=True, rename={"text": "msg"}):
     text: str = ""
 
 
+def readable_rows(
+    body: bytes, decode: Callable[[bytes], list[Row]], on_unreadable: Callable[[list[bytes]], None]
+) -> list[Row]:
+    """Read a page of which single rows may be poison, which `on_unreadable` is told; raises one of `REFUSALS`.
+
+    Several rows of which none can be read are no poison: the venue, or what stands between, speaks another language.
+    """
+    try:
+        return decode(body)
+    except REFUSALS:
+        raws = _decode_raws(body)
+    rows: list[Row] = []
+    unreadable: list[bytes] = []
+    for raw in map(bytes, raws):
+        try:
+            rows += decode(b"[%b]" % raw)
+        except REFUSALS:
+            unreadable.append(raw)
+    if not rows and len(unreadable) > 1:
+        return decode(body)
+    on_unreadable(unreadable)
+    return rows
+
+
+def number_in(row: bytes) -> int | None:
+    """Return the id of a trade's row, or the open time of a bar's, although the row as a whole cannot be read."""
+    try:
+        fields = msgspec.json.decode(row)
+    except REFUSALS:
+        return None
+    number = (
+        fields.get("id") if isinstance(fields, dict) else fields[0] if isinstance(fields, list) and fields else None
+    )
+    return number if type(number) is int else None
+
+
+_decode_raws: Callable[[bytes], list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw]).decode
 decode_trades: Callable[[bytes], list[RestTrade]] = msgspec.json.Decoder(list[RestTrade]).decode
 decode_agg_trades: Callable[[bytes], list[RestAggTrade]] = msgspec.json.Decoder(list[RestAggTrade]).decode
 decode_klines: Callable[[bytes], list[RestKline]] = msgspec.json.Decoder(list[RestKline]).decode
