@@ -238,7 +238,12 @@ class _Cursor:
     async def _find_place(self) -> str:
         get = self._api.get_shard_iterator
         if self._sequence is not None:
-            return await get(self._stream, self._shard_id, "AFTER_SEQUENCE_NUMBER", sequence=self._sequence)
+            try:
+                return await get(self._stream, self._shard_id, "AFTER_SEQUENCE_NUMBER", sequence=self._sequence)
+            except SinkError as error:
+                if error.code in LOST_ITERATOR:  # somebody made the stream anew: it has no such record
+                    self._sequence = None
+                raise
         return await get(self._stream, self._shard_id, self._start.kind, timestamp_ms=self._start.timestamp_ms)
 
 

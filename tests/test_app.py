@@ -174,6 +174,35 @@ async def test_a_deploy_at_full_rate_leaves_no_hole_and_fetches_nothing(
     assert [request for request in world.rest_requests if "historicalTrades" in request or "klines" in request] == []
 
 
+async def test_a_task_that_shares_a_symbol_spares_the_others_the_fetching(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """One task is killed; what its neighbour carries as well is neither missing nor fetched when it comes back."""
+    world = MemoryWorld(["BTCUSDT", "ETHUSDT"])
+    both = config_for(world, tmp_path, resume=True)
+    binance = both.binance.model_copy(update={"symbols": ("ETHUSDT",)})
+    one = both.model_copy(update={"binance": binance})
+    killed, stop = world.next_life(), trio.Event()
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(run_line, one, world, stop)
+        async with trio.open_nursery() as dying:
+            dying.start_soon(run_line, both, world, trio.Event(), killed)
+            await trio.sleep(30)
+            killed.kill()
+            dying.cancel_scope.cancel()
+        await trio.sleep(15)
+        nursery.start_soon(run_line, both, world, stop)
+        await trio.sleep(60)
+        stop.set()
+    report = world.audit()
+    assert report.is_complete
+    declared = {(each.symbol, each.kind) for each in report.streams if each.declared}
+    assert declared == {("BTCUSDT", "depth")}
+    asked = [request for request in world.rest_requests if "historicalTrades" in request]
+    assert asked
+    assert all("symbol=BTCUSDT" in request for request in asked)
+
+
 async def test_ids_that_begin_again_between_two_tasks_are_declared(autojump_clock: MockClock, tmp_path: Path) -> None:
     """A wiped testnet is a new generation: declared from zero to the first live id, never a million duplicates."""
     market = Market(["BTCUSDT"], start_ms=START_MS, orders_per_s=2.0)

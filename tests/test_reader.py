@@ -221,6 +221,14 @@ class TestTrouble:
         assert collected.data == letters(5)[3:]
         assert len(stream.times_of("iterator AT_TIMESTAMP")) == 2
 
+    async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(self, autojump_clock: MockClock) -> None:
+        """It does not have the record that was read last; whoever waits patiently would wait for ever for it."""
+        stream, collected = stored(letters(15)), Collected()
+        refused = SinkError("poison", "InvalidArgumentException", "StartingSequenceNumber is invalid")
+        stream.errors.extend([None, None, None, EXPIRED, refused])
+        await make_reader(stream).read(OLDEST, collected.take)
+        assert collected.data == [*letters(10), *letters(15)]
+
     async def test_a_patient_reader_waits_for_a_person(self, autojump_clock: MockClock) -> None:
         """A stream that does not exist yet is asked for again and again."""
         stream, collected = stored(letters(1)), Collected()

@@ -10,12 +10,12 @@ from ingestor import app
 
 if TYPE_CHECKING:
     from ingestor.config import Config
-    from tests.fakes.world import MemoryWorld
+    from tests.fakes.world import Life, MemoryWorld
 
 
-async def run_line(config: Config, world: MemoryWorld, stop: trio.Event) -> app.Line:
+async def run_line(config: Config, world: MemoryWorld, stop: trio.Event, life: Life | None = None) -> app.Line:
     """Run the line without its observers, which need real sockets."""
-    service = app.Service(config, world.as_seen_by_a_service())
+    service = app.Service(config, world.as_seen_by_a_service(life))
     async with service.rest:
         line = app.Line(service, await service.find_subscriptions(stop))
         await line.run(stop)
