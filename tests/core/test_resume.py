@@ -439,8 +439,8 @@ class TestAdditions:
         resumes.begin(TRADES, 12, 900)
         search.window_read(0.0)
         [resumed] = search.take(0.0)
-        assert resumed == Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=True)
-        assert coverage[TRADES] == entry(12, generation=1, last_ms=700)
+        assert resumed == Resumed(TRADES, Intervals([(0, 11)]), is_first_start=False, is_restarted=True)
+        assert coverage[TRADES] == entry(0, generation=1, last_ms=700, origin_ms=900)
         assert first.take(0.0) == []
 
     def test_what_is_removed_before_anything_came_is_looked_for_no_longer(self) -> None:
