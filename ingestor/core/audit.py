@@ -273,10 +273,12 @@ class Audit:
         if len(chains) == 1 or record.kline is not None:
             return newest
         before = chains[-2]
+        if before.span is None or first < before.span[0]:
+            return newest
         if newest.began_ms is not None:
             return before if record.timestamp < newest.began_ms else newest
-        follows = before.span is not None and before.span[0] <= first <= before.span[1] + 1
-        return before if follows and record.timestamp <= before.newest_ms + _LATE_MS else newest
+        is_next = first <= before.span[1] + 1 and record.timestamp <= before.newest_ms + _LATE_MS
+        return before if is_next else newest
 
     def _begin_again(self, subscription: Subscription) -> _Chain:
         chains = self._chains[subscription]

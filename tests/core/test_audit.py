@@ -133,6 +133,13 @@ class TestTrades:
             assert report.is_complete
             assert [each.delivered for each in report.streams] == [[Range(500, 502)], [Range(0, 1)]]
 
+    def test_of_two_tasks_that_see_a_restart_the_slower_one_may_tell_of_its_beginning(self) -> None:
+        """It delivers the first new ids behind later ones of the other: older, and of the same generation."""
+        new = [trade(number, at_ms=9_000 + number) for number in (5, 6, 7, 0, 1, 2, 3, 4)]
+        report = audited([*trades([500, 501]), *new])
+        assert report.is_complete
+        assert [each.delivered for each in report.streams] == [[Range(500, 501)], [Range(0, 7)]]
+
     def test_what_was_lost_to_a_restart_is_declared_of_the_ids_before_it(self) -> None:
         """Wherever it stands: the numbers say of which."""
         records = [*trades([500, 503]), hole(0, -1, reason="id_restart"), trade(0, at_ms=9_000)]
