@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ingestor.core.model import Hole, MarketData
 
-_LATE_MS: Final = 60_000  # what a task that is behind may still deliver of old ids behind the mark of a restart
+DEPTH_RESTART_MS: Final = 10_000  # two connections cut windows differently, so a new time alone proves nothing
 REMEMBERED: Final = 500_000  # events whose values are kept to be compared with a later duplicate; about 100 MB
 
 
@@ -135,7 +135,6 @@ class _Chain:
         self.interim = 0
         self.began_ms: int | None = None  # the time of the first event that was delivered live
         self.newest_ms = 0
-        self.is_announced = generation == 0
 
     def deliver(self, first: int, last: int, *, is_live: bool) -> bool:
         """Take delivered ids in; return whether all of them had been delivered before."""
@@ -150,11 +149,14 @@ class _Chain:
         self.delivered.add(first, last)
         return is_duplicate
 
-    def is_behind(self, first: int, last: int, at_ms: int) -> bool:
+    def is_restart(self, last: int, at_ms: int, tolerance_ms: int) -> bool:
         """Say whether a live record has an old number and a new time, so that the ids must have begun again."""
-        if self.live_span is None or last >= self.live_span[1] or at_ms <= self.newest_ms:
-            return False
-        return not self.delivered.covers(first, last)
+        return self.live_span is not None and last < self.live_span[1] and at_ms > self.newest_ms + tolerance_ms
+
+    def declare(self, hole: Hole) -> None:
+        """Take a hole in."""
+        self.records += 1
+        self.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
 
     def report(self, subscription: Subscription) -> StreamReport:
         declared: dict[HoleReason, Intervals] = {
@@ -199,6 +201,7 @@ class Audit:
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._chains: dict[Subscription, list[_Chain]] = {}
         self._restarts: set[tuple[Subscription, Hole]] = set()
+        self._announced: dict[Subscription, Hole] = {}  # restarts of which no new id came yet
         self._values: OrderedDict[Hashable, int] = OrderedDict()
         self._remembered = remembered
         self._undecodable = 0
@@ -225,9 +228,13 @@ class Audit:
 
     def report(self) -> AuditReport:
         """Say what is proven so far."""
-        streams = [
-            chain.report(subscription) for subscription, chains in sorted(self._chains.items()) for chain in chains
-        ]
+        streams = []
+        for subscription, chains in sorted(self._chains.items()):
+            streams += [chain.report(subscription) for chain in chains]
+            if (hole := self._announced.get(subscription)) is not None:
+                empty = _Chain(len(chains))
+                empty.declare(hole)
+                streams.append(empty.report(subscription))
         return AuditReport(streams, self._undecodable)
 
     def _deliver(self, subscription: Subscription, first: int, last: int, record: MarketData, *, is_late: bool) -> None:
@@ -239,7 +246,7 @@ class Audit:
             return
         is_live = record.source == "websocket"
         if is_live and record.kline is None:  # bars are numbered by the clock
-            if chain.is_behind(first, last, record.timestamp):
+            if chain.is_restart(last, record.timestamp, DEPTH_RESTART_MS if record.trade is None else 0):
                 chain = self._begin_again(subscription)
             chain.began_ms = record.timestamp if chain.began_ms is None else min(chain.began_ms, record.timestamp)
             chain.newest_ms = max(chain.newest_ms, record.timestamp)
@@ -254,35 +261,31 @@ class Audit:
             self._values.popitem(last=False)
 
     def _declare(self, subscription: Subscription, hole: Hole) -> None:
-        """Take a hole in; one that tells of a restart may come behind the first new ids, or twice, or not at all."""
+        """Take a hole in; one that tells of a restart may come before the first new ids, behind them, or twice."""
         chain = self._chain(subscription)
         if hole.reason == "id_restart" and hole.first > 0:
             chain = self._holder(subscription, hole.first)  # lost to the restart, of the ids before it
-        elif hole.reason == "id_restart" and (subscription, hole) not in self._restarts:
+        elif hole.reason == "id_restart" and hole.last + 1 not in chain.delivered:
+            if (subscription, hole) not in self._restarts:
+                self._announced[subscription] = hole
             self._restarts.add((subscription, hole))
-            if chain.is_announced and chain.records:
-                chain = self._begin_again(subscription)
-            chain.is_announced = True
-        chain.records += 1
-        chain.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
+            return
+        chain.declare(hole)
 
     def _chain_of(self, subscription: Subscription, first: int, record: MarketData) -> _Chain:
         """Find the chain of an event; a task that is behind still delivers old ids when another one has begun anew."""
         newest = self._chain(subscription)
         chains = self._chains[subscription]
-        if len(chains) == 1 or record.kline is not None:
+        if len(chains) == 1 or newest.began_ms is None or record.timestamp >= newest.began_ms:
             return newest
         before = chains[-2]
-        if before.span is None or first < before.span[0]:
-            return newest
-        if newest.began_ms is not None:
-            return before if record.timestamp < newest.began_ms else newest
-        is_next = first <= before.span[1] + 1 and record.timestamp <= before.newest_ms + _LATE_MS
-        return before if is_next else newest
+        return before if before.span is not None and first >= before.span[0] else newest
 
     def _begin_again(self, subscription: Subscription) -> _Chain:
         chains = self._chains[subscription]
         chains.append(_Chain(len(chains)))
+        if (hole := self._announced.pop(subscription, None)) is not None:
+            chains[-1].declare(hole)
         return chains[-1]
 
     def _holder(self, subscription: Subscription, number: int) -> _Chain:

@@ -102,7 +102,8 @@ class TestTrades:
     def test_restarted_ids_are_another_chain(self) -> None:
         """After the venue began again, equal numbers are other events; a repeated marker counts once."""
         marker = hole(0, 2, reason="id_restart", detected_ms=77)
-        report = audited([*trades([500, 501]), marker, marker, trade(3), trade(4, price="7.00000000"), trade(4)])
+        later = [trade(3, at_ms=9_003), trade(4, price="7.00000000", at_ms=9_004), trade(4, at_ms=9_004)]
+        report = audited([*trades([500, 501]), marker, marker, *later])
         old, new = report.streams
         assert (old.generation, old.delivered) == (0, [Range(500, 501)])
         assert (new.generation, new.delivered, new.conflicts) == (1, [Range(3, 4)], [4])
@@ -139,6 +140,15 @@ class TestTrades:
         report = audited([*trades([500, 501]), *new])
         assert report.is_complete
         assert [each.delivered for each in report.streams] == [[Range(500, 501)], [Range(0, 7)]]
+
+    def test_a_second_restart_may_bring_the_very_ids_of_the_first(self) -> None:
+        """They are no duplicates: their times are newer than all that was seen."""
+        records = [trade(number, at_ms=at_ms + number) for at_ms in (0, 1_000, 2_000) for number in range(3)]
+        report = audited(records)
+        assert report.is_complete
+        assert [(each.generation, each.delivered, each.duplicates) for each in report.streams] == [
+            (generation, [Range(0, 2)], 0) for generation in range(3)
+        ]
 
     def test_what_was_lost_to_a_restart_is_declared_of_the_ids_before_it(self) -> None:
         """Wherever it stands: the numbers say of which."""
