@@ -496,7 +496,12 @@ class Line:
     async def _serialize(self) -> None:
         ends = self.ends
         await serialize(
-            ends.record_intake, ends.encoded, self.service.dead_letters, self.serializer, self.service.metrics
+            ends.record_intake,
+            ends.encoded,
+            self.service.dead_letters,
+            self.serializer,
+            self.service.metrics,
+            on_hole=self.service.holes.note,
         )
 
     async def _sweep(self) -> NoReturn:

@@ -377,7 +377,6 @@ class KinesisProducer:
         }
         holes = []
         for claim in claims_of([parcel]):
-            self._metrics.holes_declared.labels(event_type_of(claim), "poison").inc()
             data = self._encode_hole(claim, "poison").data
             holes.append(EncodedRecord(keys[claim.subscription], data, claim))
         return holes

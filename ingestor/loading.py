@@ -357,8 +357,9 @@ class Load:
                 observers.start_soon(self._rest.keep_time)
             async with trio.open_nursery() as delivery:
                 delivery.start_soon(deliver, encoded_intake)
-                noted = _NotedLetters(self._counted_letters, self.progress)
-                delivery.start_soon(serialize, record_intake, encoded, noted, self._serializer, self._metrics)
+                encode = partial(serialize, on_hole=self.progress.note_hole)
+                letters = self._counted_letters
+                delivery.start_soon(encode, record_intake, encoded, letters, self._serializer, self._metrics)
                 with records:
                     async with _until(stop):
                         try:
@@ -507,20 +508,6 @@ class _CountedLetters:
     async def write(self, letters: Sequence[DeadLetter]) -> None:
         self.number += len(letters)
         await self._letters.write(letters)
-
-
-class _NotedLetters:
-    """Dead letters whose poison holes are counted as what they are."""
-
-    def __init__(self, letters: _CountedLetters, progress: Progress) -> None:
-        self._letters = letters
-        self._progress = progress
-
-    async def write(self, letters: Sequence[DeadLetter]) -> None:
-        await self._letters.write(letters)
-        for claim in (letter.claim for letter in letters if letter.claim is not None):
-            hole = Hole(claim.subscription.kind, claim.first, claim.last, "poison", 0)
-            self._progress.note_hole(claim.subscription.symbol, hole)
 
 
 class _Pace:

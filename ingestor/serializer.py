@@ -388,11 +388,14 @@ async def serialize(
     dead_letters: DeadLetterSink,
     serializer: Serializer,
     metrics: Metrics,
+    *,
+    on_hole: Callable[[str, Hole], None],
 ) -> None:
     """Encode batch after batch until every sender has hung up; then hang up too.
 
-    Dead letters are durable before their hole can be delivered. Cancelled while it holds a batch, it lets go of it:
-    what was not acknowledged is claimed by nobody, and the next task fetches it (completeness.md §7).
+    Dead letters are durable before their hole can be delivered; `on_hole` is told of it, with its symbol. Cancelled
+    while it holds a batch, it lets go of it: what was not acknowledged is claimed by nobody, and the next task fetches
+    it (completeness.md §7).
     """
     with intake, outbox:
         while True:  # noqa: ASYNC913 - every round receives
@@ -404,12 +407,13 @@ async def serialize(
             metrics.latency.observe("encoded", trio.current_time() - batch.received_s, len(batch.records))
             if letters:
                 await dead_letters.write(letters)
-                _count_holes(letters, metrics)
+                _tell_holes(letters, on_hole)
             if encoded.records:
                 await outbox.send(encoded)
 
 
-def _count_holes(letters: list[DeadLetter], metrics: Metrics) -> None:
+def _tell_holes(letters: list[DeadLetter], on_hole: Callable[[str, Hole], None]) -> None:
     for letter in letters:
-        if letter.claim is not None:
-            metrics.holes_declared.labels(letter.event_type, "poison").inc()
+        if (claim := letter.claim) is not None:
+            hole = Hole(claim.subscription.kind, claim.first, claim.last, "poison", letter.at_ms)
+            on_hole(claim.subscription.symbol, hole)

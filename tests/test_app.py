@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from ingestor import app, hangup
-from ingestor.config import Config, Shard
+from ingestor.config import Config, Retry, Shard
 from ingestor.core.errors import ConfigError
 from ingestor.core.model import Subscription
 from ingestor.core.sharding import share
@@ -20,6 +20,7 @@ from ingestor.local.proof import prove
 from ingestor.reload import ConfigFile
 from ingestor.serializer import decode_heartbeat
 from tests.fakes.busy import FULL_RATE, be_busy
+from tests.fakes.kinesis import ODD
 from tests.fakes.service import run_for, run_line
 from tests.fakes.world import START_MS, MemoryWorld, config_for, run_inline
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from ingestor.core.claims import Intervals
-    from ingestor.core.model import PutEntry
+    from ingestor.core.model import EntryFailure, PutEntry
 
 
 async def test_everything_the_venue_sent_is_delivered_once(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -245,6 +246,26 @@ async def test_a_bug_in_a_source_ends_the_service_after_the_line_is_drained(
     marks = lines[0].coverage.watermarks()
     assert {each: mark + 1 for each, mark in marks.items()} == lines[0].intake.next_ids()
     assert decode_heartbeat(world.beats.records()[-1].data)["final"]
+
+
+async def test_every_declared_hole_is_counted_once_and_shown(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What Kinesis keeps refusing, like what repair declares: one record, one count, one line in `/status`."""
+    world = MemoryWorld()
+    config = config_for(world, tmp_path, retry=Retry(max_attempts=2), aggregation="none")
+
+    async def refuse_some(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        is_odd = trio.current_time() < 5
+        return [ODD if is_odd and number % 3 == 0 else None for number, _ in enumerate(entries)]
+
+    world.data.before_put = refuse_some
+    line = await run_for(30, config, world)
+    holes = [each.hole for each in world.delivered() if each.hole]
+    shown = line.service.holes.newest()
+    assert {hole.reason for hole in holes} == {"poison"}
+    assert sorted((each["stream"], each["first"], each["last"]) for each in shown) == sorted(
+        (hole.stream, hole.first, hole.last) for hole in holes
+    )
+    assert line.service.metrics.losses()["holes_declared"] == len(holes) > 0
 
 
 async def test_selectors_wait_for_the_venues_list(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -232,6 +233,7 @@ def test_ids_that_no_hole_can_hold_leave_only_a_letter() -> None:
     assert letters[0].detail == "record.trade.trade_id: 9223372036854775808 does not fit 64 bits"
 
 
+ENCODE = partial(serialize, on_hole=lambda *_: None)
 BEAT: dict[str, Any] = {
     **dict.fromkeys(["service", "environment", "rest_host", "data_stream", "instance", "version"], "x"),
     **dict.fromkeys(["started_ms", "sent_ms", "beat", "part", "parts"], 1),
@@ -304,7 +306,9 @@ async def test_the_task_encodes_until_the_input_ends(autojump_clock: trio.testin
     with line:
         for batch in (batch_of(market_record()), batch_of(bad, DEPTH), batch_of(hopeless)):
             await line.send(batch)
-    await serialize(intake, outbox, letters, make_serializer(), Metrics(registry))
+    holes: list[tuple[str, Hole]] = []
+    metrics = Metrics(registry)
+    await serialize(intake, outbox, letters, make_serializer(), metrics, on_hole=lambda *told: holes.append(told))
     assert [len((await encoded.receive()).records) for _ in range(2)] == [1, 2]
     with pytest.raises(trio.EndOfChannel):
         await encoded.receive()
@@ -312,9 +316,17 @@ async def test_the_task_encodes_until_the_input_ends(autojump_clock: trio.testin
         "record.price: '1.123456789' has more than 8 decimals",
         "record.price: 'x' is not a decimal",
     ]
-    poison = registry.get_sample_value("holes_declared_total", {"stream_type": "trade", "reason": "poison"})
-    seen = registry.get_sample_value("message_processing_latency_seconds_count", {"stage": "encoded"})
-    assert (poison, seen) == (1, 4)
+    [(symbol, hole)] = holes
+    assert bad.trade is not None
+    trade_id = bad.trade.trade_id
+    assert (symbol, hole.stream, hole.first, hole.last, hole.reason) == (
+        "BTCUSDT",
+        "trade",
+        trade_id,
+        trade_id,
+        "poison",
+    )
+    assert registry.get_sample_value("message_processing_latency_seconds_count", {"stage": "encoded"}) == 4
 
 
 async def test_a_full_outbox_holds_the_task_up_and_nothing_is_lost(autojump_clock: trio.testing.MockClock) -> None:
@@ -322,7 +334,7 @@ async def test_a_full_outbox_holds_the_task_up_and_nothing_is_lost(autojump_cloc
     line, intake = open_line()
     outbox, encoded = open_outbox(1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serialize, intake, outbox, Letters(), make_serializer(), Metrics(CollectorRegistry()))
+        nursery.start_soon(ENCODE, intake, outbox, Letters(), make_serializer(), Metrics(CollectorRegistry()))
         with line:
             for number in range(5):
                 await line.send(batch_of(market_record(sequence=number)))
@@ -339,7 +351,7 @@ async def test_a_cancelled_task_claims_nothing_and_hangs_up(autojump_clock: trio
     await line.send(batch_of(market_record()))
     await line.send(batch_of(market_record()))
     with trio.move_on_after(1):
-        await serialize(intake, outbox, Letters(), make_serializer(), Metrics(CollectorRegistry()))
+        await ENCODE(intake, outbox, Letters(), make_serializer(), Metrics(CollectorRegistry()))
     assert len((await encoded.receive()).records) == 1
     with pytest.raises(trio.EndOfChannel):
         await encoded.receive()

@@ -198,7 +198,10 @@ async def test_a_price_with_more_decimals_than_the_schema_is_declared_never_roun
     """Trap 8: eight decimals are custom, not law; a letter keeps the bytes, a hole the id, and repair lets it be."""
     market = Precise(["BTCUSDT"], seed=3, start_ms=START_MS, orders_per_s=4.0, updates_per_s=5.0)
     world = MemoryWorld(source=market)
-    await run_for(50, config_for(world, tmp_path), world)
+    line = await run_for(50, config_for(world, tmp_path), world)
+    assert [(hole["stream"], hole["first"], hole["reason"]) for hole in line.service.holes.newest()] == [
+        ("trade", market.precise, "poison")
+    ]
     trades = report_of(world, "trade")
     assert [(hole.first, hole.last, hole.reason) for hole in trades.declared] == [
         (market.precise, market.precise, "poison")
