@@ -391,6 +391,7 @@ class Line:
         )
         service.metrics.count_messages_by(self.intake.received, self.intake.received_ever)
         service.metrics.watch_watermarks(self._lags)
+        service.metrics.watch_heartbeat(lambda: service.board.unwritten_s(trio.current_time()))
         service.details["line"] = self.details
 
     async def run(self, stop: trio.Event) -> None:

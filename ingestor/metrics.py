@@ -145,6 +145,7 @@ class AtScrape(Collector):
         self.messages_ever: Callable[[], int] = lambda: sum(self.messages().values())
         self.channels: dict[str, Callable[[], tuple[int, int]]] = {}
         self.watermark_lags: Callable[[], Mapping[str, float]] = dict
+        self.heartbeat_age: Callable[[], float] | None = None
 
     def collect(self) -> Iterable[Metric]:
         """Answer a scrape."""
@@ -166,7 +167,10 @@ class AtScrape(Collector):
         )
         for stream_type, seconds in self.watermark_lags().items():
             lag.add_metric([stream_type], seconds)
-        return messages, batches, held, lag
+        age = GaugeMetricFamily("heartbeat_age_seconds", "Age of the newest heartbeat that Kinesis has acknowledged.")
+        if self.heartbeat_age is not None:
+            age.add_metric([], self.heartbeat_age())
+        return messages, batches, held, lag, age
 
 
 class Metrics:
@@ -300,6 +304,10 @@ class Metrics:
     def watch_watermarks(self, read: Callable[[], Mapping[str, float]]) -> None:
         """Have the watermark lag in seconds, by stream type, read from `read` at scrape time."""
         self._at_scrape.watermark_lags = read
+
+    def watch_heartbeat(self, read: Callable[[], float]) -> None:
+        """Have the age of the newest acknowledged heartbeat in seconds read from `read` at scrape time."""
+        self._at_scrape.heartbeat_age = read
 
     def totals(self) -> dict[str, float]:
         """Return what rates are made of, since the start.

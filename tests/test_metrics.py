@@ -107,7 +107,10 @@ def test_channels_and_watermarks_are_read_from_their_owners() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.watch_channel("records", lambda: (3, 4096))
     metrics.watch_watermarks(lambda: {"trade": 1.5})
+    assert "heartbeat_age_seconds" not in scrape(metrics)
+    metrics.watch_heartbeat(lambda: 2.5)
     samples = scrape(metrics)
+    assert samples["heartbeat_age_seconds"] == 2.5
     assert samples['channel_batches{channel="records"}'] == 3
     assert samples['channel_bytes{channel="records"}'] == 4096
     assert samples['watermark_lag_seconds{stream_type="trade"}'] == 1.5

@@ -245,10 +245,13 @@ class HealthBoard:
         if sink.spool_trouble is not None:
             yield Complaint("degraded", "spool", f"the disk fails, records wait in memory: {sink.spool_trouble}")
 
+    def unwritten_s(self, now: float) -> float:
+        """For how long no heartbeat has been acknowledged; since the start if none ever was."""
+        return now - (self.since_s if self.heartbeat_acknowledged_s is None else self.heartbeat_acknowledged_s)
+
     def _heartbeat_complaints(self, now: float) -> Iterator[Complaint]:
-        beat_s = self.since_s if self.heartbeat_acknowledged_s is None else self.heartbeat_acknowledged_s
-        if now - beat_s > self.limits.heartbeat_s:
-            yield Complaint("degraded", "heartbeat", f"no heartbeat acknowledged for {now - beat_s:.0f} s")
+        if (unwritten_s := self.unwritten_s(now)) > self.limits.heartbeat_s:
+            yield Complaint("degraded", "heartbeat", f"no heartbeat acknowledged for {unwritten_s:.0f} s")
 
     def _after_outage(self, since_s: float, now: float) -> Literal["degraded", "unhealthy"]:
         return "unhealthy" if now - since_s > self.limits.outage_s else "degraded"
