@@ -767,8 +767,8 @@ class Line:
         lifted = []
         for head in heads:
             entry = self.coverage.get(head.subscription)
-            if entry is not None and entry.covered:
-                last_id = max(head.last_id, entry.covered.highest)
+            if entry is not None:
+                last_id = max(head.last_id, entry.bound - 1)
                 head = Head(head.subscription, last_id, max(head.event_ms, entry.last_event_ms))  # noqa: PLW2901
             lifted.append(head)
         await self.fan_in.begin_behind(lifted)

@@ -284,6 +284,11 @@ class Entry(Struct):
         holder = self.covered.holding(self.origin)
         return self.origin - 1 if holder is None else holder[1]
 
+    @property
+    def bound(self) -> int:
+        """The id from which on none is known to exist, acknowledged or not."""
+        return max(self.origin, self.covered.highest + 1) if self.covered else self.origin
+
     def missing(self, last: int) -> Intervals:
         """Return what is not covered from `origin` to `last` (inclusive)."""
         return self.covered.missing(self.origin, last)

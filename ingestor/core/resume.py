@@ -343,7 +343,7 @@ class Resume:
                 joined = entry.copy()
             elif _is_restart(subscription, _Live(entry.origin, entry.origin_ms), joined):
                 before, joined = joined, entry.copy()
-                lost = before.missing(before.covered.highest)
+                lost = before.missing(before.bound - 1)
                 joined.origin, joined.generation, joined.settled = 0, before.generation + 1, before.settled
             elif entry.origin_ms >= joined.origin_ms or not joined.generation:  # else it is of the ids before those
                 known = entry.copy()
@@ -370,10 +370,10 @@ class Resume:
         if is_same:
             missing = entry.missing(live.first_id - 1)
             return Resumed(subscription, missing, is_first_start=False, is_restarted=is_restarted, lost=lost)
-        if found.covered:  # and if the restart was seen live, our first live id was one of the old ones too
-            newest = found.covered.highest if is_restarted else max(found.covered.highest, live.first_id - 1)
-            lost = lost.copy()
-            lost.update(found.missing(newest))
+        # If the restart was seen live, our first live id was one of the old ones too.
+        newest = found.bound - 1 if is_restarted else max(found.bound, live.first_id) - 1
+        lost = lost.copy()
+        lost.update(found.missing(newest))
         unseen = Intervals([(0, live.first_id - 1)]) if is_restarted else NOTHING
         return Resumed(subscription, unseen, is_first_start=False, is_restarted=is_restarted, lost=lost)
 
@@ -423,7 +423,7 @@ def _is_restart(subscription: Subscription, live: _Live, found: Entry) -> bool:
     A task that covers our first live id has seen a venue time at least as new as ours, diffs apart. Bars are numbered
     by the clock and cannot begin again.
     """
-    if subscription.kind.startswith("kline_") or not found.covered or not found.last_event_ms:
+    if subscription.kind.startswith("kline_") or not found.last_event_ms:
         return False
     tolerance_ms = DEPTH_RESTART_MS if subscription.kind == "depth" else 0
-    return live.first_id <= found.covered.highest and live.event_ms > found.last_event_ms + tolerance_ms
+    return live.first_id < found.bound and live.event_ms > found.last_event_ms + tolerance_ms

@@ -330,6 +330,16 @@ class TestRestartOfIds:
         assert start.read() == [Resumed(TRADES, NOTHING, is_first_start=False, is_restarted=False, lost=lost)]
         assert start.coverage[TRADES] == entry(0, (0, 6), generation=3)
 
+    def test_a_task_that_covered_nothing_knew_its_first_id_all_the_same(self) -> None:
+        """It was killed before any acknowledgement; a new number below that, with a new time, is another event."""
+        start = Start().begin(5, event_ms=900)
+        start.resume.hear(beat_of({TRADES: entry(700, last_ms=800, origin_ms=800)}), 60.0, 0.0)
+        [resumed] = start.read()
+        assert resumed == Resumed(TRADES, Intervals([(0, 4)]), is_first_start=False, is_restarted=True)
+        same = Start().begin(700, event_ms=900)
+        same.resume.hear(beat_of({TRADES: entry(700, last_ms=800)}), 60.0, 0.0)
+        assert not same.read()[0].is_restarted, "the origin was the venue's next id, not one that had been seen"
+
     def test_a_task_that_was_killed_before_it_knew_took_new_ids(self) -> None:
         """Its account is held against the settled ones as our own first live id is, and counts from 0."""
         start = Start()

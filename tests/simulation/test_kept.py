@@ -22,6 +22,10 @@ KEPT: dict[str, Plan] = {
     "ids that begin again while nobody runs": calm(
         90, turns=[Turn(20, "kill", 14)], id_restarts=[IdRestart(21, BTC)], has_disk=True
     ),
+    # Seed 7071: an old origin that was written, and nothing acknowledged, hid all new ids below it for ever.
+    "ids that begin again before anything was acknowledged": calm(
+        90, troubles=[Trouble(0, 12, "data", "down")], turns=[Turn(8, "kill", 20)], id_restarts=[IdRestart(10, BTC)]
+    ),
 }
 
 
