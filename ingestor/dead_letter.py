@@ -340,8 +340,8 @@ def stored_letter(letter: LetterLine, place: str) -> StoredLetter:
     return StoredLetter(sha256(msgspec.json.encode(content)).hexdigest()[:12], letter, place)
 
 
-def parse_line(line: bytes) -> LetterLine:
-    """Read a line of a file; raises `LetterLineError` for whatever is no letter."""
+def parse_line(line: bytes | str) -> LetterLine:
+    """Read a line of a file, or what a message holds; raises `LetterLineError` for whatever is no letter."""
     try:
         letter = msgspec.json.decode(line, type=LetterLine)
         base64.b64decode(letter.raw_base64, validate=True)

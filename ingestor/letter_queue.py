@@ -10,12 +10,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-import msgspec
 import structlog
 import trio
 
 from ingestor.core.errors import SinkError
-from ingestor.dead_letter import QUEUE_MAX_MESSAGES, LetterLine, StoredLetter, stored_letter
+from ingestor.dead_letter import QUEUE_MAX_MESSAGES, LetterLineError, StoredLetter, parse_line, stored_letter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -111,8 +110,8 @@ class LetterQueue:
             self._held[message.message_id] = known._replace(receipt=message.receipt)  # only the newest one counts
             return None
         try:
-            line = msgspec.json.decode(message.body, type=LetterLine)
-        except msgspec.DecodeError as error:
+            line = parse_line(message.body)
+        except LetterLineError as error:
             log.warning("dead_letter_unreadable", file=place_of(message), error=str(error))
             self._held[message.message_id] = _Held(message.receipt, None)
             return None

@@ -393,7 +393,10 @@ class _TradePages:
             if refusal.code == INVALID_SYMBOL:
                 raise
             return await self._bridge(run)
-        await self._ledger.give_up_rows(run, unreadable, [self._id_in(raw, run, limit) for raw in unreadable])
+        ids = [self._id_in(raw, run, limit) for raw in unreadable]
+        if not rows and ids and not any(each is not None for each in ids):
+            raise UnavailableError("an answer of which not even an id can be read")
+        await self._ledger.give_up_rows(run, unreadable, ids)
         if not rows:
             return None if unreadable else run  # nothing from here on: gone, or the database is late
         # An id that is no longer kept is answered with the oldest that is, without a word.

@@ -80,6 +80,20 @@ async def test_what_is_not_meant_or_refused_stays_in_the_queue(autojump_clock: M
     assert [record.sequence for record in desk.stored()] == [1]
 
 
+@pytest.mark.parametrize("body", ["hello", "", "\ud800", '{"text":' + "[" * 100_000, "{}"])
+async def test_no_strangers_message_ends_a_replay(body: str, autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Whoever may write to the queue may write anything; it stays there, and the letters beside it go."""
+    broken = json.dumps(json.loads(message(of_record(1), DAY_MS)) | {"raw_base64": "&"})
+    queue = queue_of(of_record(2))
+    queue.bodies |= {"foreign": body, "broken": broken}
+    desk = Desk(tmp_path, queue=queue)
+    with capture_logs() as logs:
+        code, text = await desk.replay()
+    assert (code, text.endswith("\n1 sent, 0 sent before, 0 refused\n")) == (0, True)
+    assert [line["event"] for line in logs] == ["dead_letter_unreadable"] * 2
+    assert set(queue.bodies) == {"foreign", "broken"}
+
+
 async def test_nothing_is_deleted_before_kinesis_has_it_and_the_rest_goes_on_later(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

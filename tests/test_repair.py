@@ -229,18 +229,21 @@ async def test_a_row_that_cannot_be_read_spoils_no_other(
         assert on.repair.pending()["trades"] == 0
 
 
-async def test_pages_of_which_nothing_can_be_read_are_not_given_up(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_pages_of_which_nothing_can_be_read_are_not_given_up(rows: int, autojump_clock: MockClock) -> None:
     """Another language is no poison: a person, or a new version, will see to it."""
     venue = venue_with(Market(newest_id=20))
 
     def strange(params: dict[str, str]) -> list[dict[str, Any]]:
         del params
-        return [{"strange": 1}, {"strange": 2}]
+        return [{"strange": 1}] * rows
 
     venue._historical_trades = strange  # type: ignore[method-assign]
     async with bench(venue) as on:
         on.repair.report_gap(Gap(BTC, 5, 9, 1))
         assert await on.told_after(300) == []
+        assert on.letters == []
+        assert len(venue.asked) <= 2 * 300 / 5
         assert on.repair.pending()["trades"] == 5
 
 

@@ -295,18 +295,18 @@ def test_the_real_sink_and_serializer_follow_the_configuration(monkeypatch: pyte
     assert replay.open_serializer(config).pack(trade(1)).partition_key == "BTCUSDT:trade"
 
 
-def test_a_letter_that_is_shown_moves_no_terminal(tmp_path: Path) -> None:
+async def test_a_letter_that_is_shown_moves_no_terminal(tmp_path: Path) -> None:
     """What the venue sent, what was said of it and where it stands; `--raw` gives the bytes as they are."""
     evil = "\x1b[2J\x9b\u202e\n\tx"
     desk = Desk(tmp_path, letter(f'{{"a":"{evil}"}}'.encode(), symbol=evil, partition_key=evil))
-    [line] = desk.lines()
-    [listed] = desk.lines(as_json=True)
+    [line] = await desk.lines()
+    [listed] = await desk.lines(as_json=True)
     assert line.isprintable()
     assert listed.isprintable()
-    text, _ = desk.show(line.split()[0])
+    text, _ = await desk.show(line.split()[0])
     assert all(part.replace("\t", "").isprintable() for part in text.split("\n"))
     assert "\\x1b[2J" in text
-    assert desk.show(line.split()[0], as_raw=True)[1] == f'{{"a":"{evil}"}}'.encode()
+    assert (await desk.show(line.split()[0], as_raw=True))[1] == f'{{"a":"{evil}"}}'.encode()
 
 
 async def test_a_refusal_moves_no_terminal(tmp_path: Path, autojump_clock: MockClock) -> None:

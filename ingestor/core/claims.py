@@ -236,8 +236,8 @@ _trade_subscriptions: Final = _TradeSubscriptions()
 def claim_of(record: MarketData) -> Claim | None:
     """Return the ids that this record stands for once acknowledged.
 
-    None for a snapshot, for a bar that is open, for one of an interval that nobody can count in, and for what was lost to
-    a restart: its ids are of an older generation, and the same numbers are other events now.
+    None for a snapshot, for a bar that is open, for one of an interval that nobody can count in, and for what was lost
+    to a restart: its ids are of an older generation, and the same numbers are other events now.
     """
     trade = record.trade
     if trade is not None:

@@ -10,7 +10,7 @@ import io
 import json
 import tempfile
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import md5
 from pathlib import Path
 from random import Random
@@ -19,6 +19,7 @@ from zlib import crc32
 
 import httpx
 import msgspec
+import trio
 from structlog.testing import capture_logs
 
 from ingestor import config, dead_letter, inspection, replay
@@ -27,7 +28,7 @@ from ingestor.core import binance, kpl, spool_format
 from ingestor.core.archive import BadRowError, lines_of, parse
 from ingestor.core.audit import Audit
 from ingestor.core.book import OrderBook, PriceCache
-from ingestor.core.claims import Coverage, Intervals
+from ingestor.core.claims import Coverage, Intervals, kline_ordinal
 from ingestor.core.errors import ConfigError, DecodeError
 from ingestor.core.intake import Intake
 from ingestor.core.lanes import joined_claims
@@ -175,7 +176,7 @@ def write_letters(letters: Iterable[DeadLetter]) -> None:
 def look_at(intake: Intake) -> None:
     """Ask what others ask."""
     intake.next_ids()
-    intake.overdue(NOW_MS)
+    intake.overdue(NOW_MS / 1000, NOW_MS)
     intake.received()
     for subscription in SUBSCRIPTIONS:
         intake.position(subscription)
@@ -210,6 +211,19 @@ def rest(data: bytes) -> None:
         complaint = ""
         use(answer)
     assert len(complaint) < 2_000
+    use_what_can_be_read(body)
+
+
+def use_what_can_be_read(body: bytes) -> None:
+    """Make records of the rows of a page that can be read, and look for the numbers of the others."""
+    decoders: list[Callable[[bytes], list[Any]]] = [binance.decode_trades, binance.decode_klines]
+    for decode in decoders:
+        unreadable: list[bytes] = []
+        with suppress(*binance.REFUSALS):
+            use(binance.readable_rows(body, decode, unreadable.extend))
+        opened = [binance.milliseconds(number) for number in map(binance.number_in, unreadable) if number is not None]
+        for interval in ("1m", "3d", "1M"):
+            assert all(isinstance(kline_ordinal(interval, each), int) for each in opened)
 
 
 def use(answer: Any) -> None:
@@ -358,14 +372,17 @@ def letters(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, capture_logs():
         (Path(folder) / "a.jsonl").write_bytes(data)
         settings = config.Config(dead_letter=config.DeadLetters(directory=Path(folder)))
+        with suppress(dead_letter.LetterLineError):
+            dead_letter.parse_line(data.decode("utf-8", "surrogateescape"))  # what a queue gives is text
         for as_json in (False, True):
             out = io.StringIO()
-            replay.list_letters(settings, replay.Choice(), as_json=as_json, out=out)
+            trio.run(partial(replay.list_letters, settings, replay.Choice(), as_json=as_json, out=out))
             assert all(line.isprintable() for line in out.getvalue().split("\n"))
         revivals = [replay.Revival(serializer(), settings, is_forced=is_forced) for is_forced in (False, True)]
         for stored in dead_letter.read_letters(Path(folder)):
             out = io.StringIO()
-            replay.show_letter(settings, stored.id, as_raw=False, out=out, raw_out=io.BytesIO())
+            show = partial(replay.show_letter, settings, stored.id, as_raw=False, out=out, raw_out=io.BytesIO())
+            trio.run(show)
             assert all(line.replace("\t", "").isprintable() for line in out.getvalue().split("\n"))
             for revival in revivals:
                 with suppress(replay.RefusedError):
