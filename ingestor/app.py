@@ -53,6 +53,7 @@ from ingestor.reload import ConfigFile, Reload
 from ingestor.repair import Repair
 from ingestor.rest_client import BadRequestError, RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, serialize
+from ingestor.shard_watch import ShardWatch
 from ingestor.silence_watch import SilenceWatch
 from ingestor.spool import Spool, SpoolFiles
 from ingestor.threads import open_threads
@@ -373,6 +374,12 @@ class Line:
         )
         self.author = self._sign()
         self.producer = self._make_producer()
+        self.shard_watch = ShardWatch(
+            world.streams,
+            config.kinesis.stream_name,
+            learn=self.producer.learn_shards,
+            wait_for_news=self.producer.wait_unknown_shard,
+        )
         self.beats = self._make_beats()
         self.repair = self._make_repair()
         self.resume = Resumes(
@@ -426,6 +433,7 @@ class Line:
             begun = self._change_to(self.subscriptions, sources)
             sources.start_soon(self.fan_in.give_up_waiting)
             sources.start_soon(self.silence_watch.run)
+            sources.start_soon(self.shard_watch.run)
             sources.start_soon(self.repair.run)
             sources.start_soon(self._sweep)
             sources.start_soon(self._check_world)

@@ -40,7 +40,8 @@ from botocore.parsers import ResponseParserError
 from ingestor.config import is_plain_and_local
 from ingestor.core.datums import MAX_DATUMS
 from ingestor.core.errors import ConfigError, SinkError
-from ingestor.core.model import EntryFailure, PutEntry
+from ingestor.core.model import EntryFailure, EntryResult, PutEntry
+from ingestor.core.shards import ShardInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,17 +135,6 @@ AWS_DOMAINS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 STALE_CREDENTIALS: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "NoCredentials"})
 _CREDENTIAL_ADVICE: Final = "give the task a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 GLUE_REGISTRY: Final = "default-registry"
-
-
-class ShardInfo(NamedTuple):
-    """One shard; `closed` ones take no more records but may still hold some. Hash keys are inclusive."""
-
-    shard_id: str
-    parent_id: str | None
-    adjacent_parent_id: str | None
-    first_hash_key: int
-    last_hash_key: int
-    closed: bool
 
 
 class StoredRecord(NamedTuple):
@@ -453,8 +443,8 @@ class KinesisSink:
         self._api = api
         self._stream_name = stream_name
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
-        """Send one PutRecords call; the answer is aligned with `entries`, None if accepted. Raises `SinkError`."""
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
+        """Send one PutRecords call; the answer is aligned with `entries`. Raises `SinkError`."""
         records = [_wire_entry(entry) for entry in entries]
         answer = await self._api.call(
             lambda client: client.put_records(StreamName=self._stream_name, Records=records),
@@ -463,10 +453,10 @@ class KinesisSink:
         if not isinstance(results, list) or len(results) != len(entries):
             text = f"200, and no {len(entries)} results"  # a proxy's own page, say; what it kept from us is unknown
             raise SinkError("transient", "UnreadableAnswer", text, may_have_landed=True)
-        if not answer.get("FailedRecordCount"):
-            return [None] * len(results)
         return [
-            EntryFailure(code, result.get("ErrorMessage", "")) if (code := result.get("ErrorCode")) else None
+            EntryFailure(code, result.get("ErrorMessage", ""))
+            if (code := result.get("ErrorCode"))
+            else result.get("ShardId")
             for result in results
         ]
 

@@ -21,7 +21,7 @@ import trio
 
 from ingestor.core.backoff import Backoff
 from ingestor.core.errors import DecodeError, SinkError
-from ingestor.core.model import PutEntry
+from ingestor.core.model import EntryFailure, PutEntry
 from ingestor.core.resume import Beat, beat_from_avro, beat_to_avro, carried, split
 from ingestor.reader import since
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ingestor.core.claims import Coverage
     from ingestor.core.health import HealthBoard
     from ingestor.core.intake import Begin
-    from ingestor.core.model import EntryFailure, Subscription
+    from ingestor.core.model import EntryResult, Subscription
     from ingestor.core.resume import Identity, Resume, Resumed, Window
     from ingestor.metrics import Metrics
     from ingestor.reader import ShardPage, Start, StreamReader
@@ -48,7 +48,7 @@ TICK_S: Final = 1.0
 class Sink(Protocol):
     """Where beats go; `aws.KinesisSink` of the heartbeat stream fits."""
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Send one call; raises `SinkError`."""
         ...
 
@@ -216,9 +216,10 @@ class HeartbeatWriter:
         except SinkError as error:
             self._note_failure(error.code, str(error))
             return None
-        if failures := [failure for failure in answers if failure is not None]:
-            self._note_failure(failures[0].code, failures[0].text)
-        return [failure is None for failure in answers]
+        refusals = [result for result in answers if isinstance(result, EntryFailure)]
+        if refusals:
+            self._note_failure(refusals[0].code, refusals[0].text)
+        return [not isinstance(result, EntryFailure) for result in answers]
 
     def _note_part(
         self, names: Sequence[Subscription], begun: Mapping[Subscription, int], *, is_accepted: bool

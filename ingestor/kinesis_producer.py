@@ -22,7 +22,7 @@ from ingestor.core.circuit_breaker import CircuitBreaker
 from ingestor.core.delivery import judge, retry_reason
 from ingestor.core.errors import SinkError
 from ingestor.core.lanes import LaneLimits, Lanes, arrivals_of, claims_of
-from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, PutEntry
+from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, EntryFailure, PutEntry
 from ingestor.core.wording import redacted
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from ingestor.core.claims import Intervals
     from ingestor.core.health import SinkFact
     from ingestor.core.lanes import Parcel
-    from ingestor.core.model import EntryFailure, EventType, HoleReason, PoisonReason, Subscription
+    from ingestor.core.model import EntryResult, EventType, HoleReason, PoisonReason, Subscription
+    from ingestor.core.shards import ShardInfo
     from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics, Stage
     from ingestor.spool import OpenSpool, Spool
@@ -45,14 +46,15 @@ MAX_RECORD_BYTES = 1_048_576  # data and partition key, unless the stream was op
 # Two overlap the network wait of one call with the work of the other; boto3 holds the GIL while it works, so more only
 # make the calls smaller and the loop slower (architecture.md §9).
 CALLS_IN_FLIGHT = 2
+HOT_KEY_ADVICE = "more shards do not help; partition_key symbol_event_type divides a symbol, spread gives up its order"
 BREAKER_VALUES = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class Sink(Protocol):
     """Where entries are put: `aws.KinesisSink`."""
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
-        """Put entries in one call; the answer is aligned with them, None for an accepted one. Raises `SinkError`."""
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
+        """Put entries in one call; the answer is aligned with them. Raises `SinkError`."""
         ...
 
 
@@ -118,6 +120,7 @@ class KinesisProducer:
                 blob_bytes=settings.blob_bytes,
                 flush_interval_s=settings.batch.flush_interval_s,
                 adaptive=settings.batch.flush == "adaptive",
+                shard_share=settings.shard_budget_share,
             ),
             new_delays,
             kpl.aggregate if settings.aggregation == "kpl" else None,
@@ -133,6 +136,18 @@ class KinesisProducer:
         self._unsaved_records: int | None = None  # what neither Kinesis nor the disk has at the end
         self._last_put_at = math.inf
         self._waiting = trio.CancelScope()
+        self._unknown_shard = trio.Event()
+        metrics.watch_shards(lambda: (len(self._lanes.shards), self._lanes.waiting_for_shards(trio.current_time())))
+
+    def learn_shards(self, shards: Sequence[ShardInfo]) -> None:
+        """Take over all shards of the stream, and budget what each of them is sent; none at all means no budget."""
+        self._lanes.learn(shards)
+        self._unknown_shard = trio.Event()
+        self._wake()
+
+    async def wait_unknown_shard(self) -> None:
+        """Wait until an answer names a shard that was not among those learned: the stream has another shape by now."""
+        await self._unknown_shard.wait()
 
     def last_put_at(self, moment: float) -> None:
         """Start no put after `moment` (of the loop's clock), so that a slow one still ends within the grace."""
@@ -228,12 +243,13 @@ class KinesisProducer:
             self._note_breaker()
             self._calls += 1
             calls.start_soon(self._carry, self._lanes.take(now, at_once=self._ended))
+            self._note_hot_keys()
         return due_at
 
     def _due_at(self, now: float) -> float:
         if self._calls == self._calls_in_flight or now >= self._last_put_at:
             return math.inf
-        due_at = max(self._lanes.due_at(at_once=self._ended), self._breaker.allows_at, self._paused_until)
+        due_at = max(self._lanes.due_at(now, at_once=self._ended), self._breaker.allows_at, self._paused_until)
         return min(due_at, self._last_put_at) if self._ended else due_at
 
     def _is_over(self, now: float) -> bool:
@@ -278,12 +294,14 @@ class KinesisProducer:
             raise
         return self._take_answer(call, answer)
 
-    def _take_answer(self, call: list[Parcel], answer: Sequence[EntryFailure | None]) -> list[Hopeless]:
+    def _take_answer(self, call: list[Parcel], answer: Sequence[EntryResult]) -> list[Hopeless]:
         now = trio.current_time()
         self._recover()
+        self._note_shards({result for result in answer if isinstance(result, str)})
         hopeless: list[Hopeless] = []
         verdicts = []
-        for parcel, failure in zip(call, answer, strict=True):
+        for parcel, result in zip(call, answer, strict=True):
+            failure = result if isinstance(result, EntryFailure) else None
             reason = None if failure is None else retry_reason(failure)
             # A hole is sent for ever: given up too, its ids would be missing and nobody would know. No code that speaks
             # of one entry is about what is in a hole; a call that is refused because of it still ends it.
@@ -395,6 +413,17 @@ class KinesisProducer:
             self._metrics.spool_bytes.set(self._spool.spooled_bytes)
         self._fact.held_bytes = held_bytes
         self._metrics.held_bytes.set(held_bytes)
+
+    def _note_shards(self, shard_ids: set[str]) -> None:
+        if not all(map(self._lanes.shards.knows, shard_ids)):
+            self._unknown_shard.set()
+
+    def _note_hot_keys(self) -> None:
+        """Say once which key one shard is too small for: nothing is lost, but it falls behind."""
+        told = self._fact.hot_keys
+        for key, shard_id in self._lanes.hot_keys.items() - told.items():
+            log.warning("hot_key", key=key, shard=shard_id, advice=HOT_KEY_ADVICE)
+        told |= self._lanes.hot_keys
 
     def _note_breaker(self) -> None:
         if self._fact.breaker != self._breaker.state:

@@ -146,6 +146,7 @@ class AtScrape(Collector):
         self.channels: dict[str, Callable[[], tuple[int, int]]] = {}
         self.watermark_lags: Callable[[], Mapping[str, float]] = dict
         self.heartbeat_age: Callable[[], float] | None = None
+        self.shards: Callable[[], tuple[int, int]] = _no_shards
 
     def collect(self) -> Iterable[Metric]:
         """Answer a scrape."""
@@ -170,7 +171,20 @@ class AtScrape(Collector):
         age = GaugeMetricFamily("heartbeat_age_seconds", "Age of the newest heartbeat that Kinesis has acknowledged.")
         if self.heartbeat_age is not None:
             age.add_metric([], self.heartbeat_age())
-        return messages, batches, held, lag, age
+        known, waiting = self.shards()
+        shards = GaugeMetricFamily(
+            "kinesis_shards",
+            "Open shards of the stream; 0: not known, so there are no budgets.",
+            known,
+        )
+        held_up = GaugeMetricFamily(
+            "kinesis_lanes_waiting", "Lanes that would send now and wait for their shard's budget.", waiting
+        )
+        return messages, batches, held, lag, age, shards, held_up
+
+
+def _no_shards() -> tuple[int, int]:
+    return 0, 0
 
 
 class Metrics:
@@ -308,6 +322,10 @@ class Metrics:
     def watch_heartbeat(self, read: Callable[[], float]) -> None:
         """Have the age of the newest acknowledged heartbeat in seconds read from `read` at scrape time."""
         self._at_scrape.heartbeat_age = read
+
+    def watch_shards(self, read: Callable[[], tuple[int, int]]) -> None:
+        """Have the number of known shards, and of lanes that wait for one, read from `read` at scrape time."""
+        self._at_scrape.shards = read
 
     def totals(self) -> dict[str, float]:
         """Return what rates are made of, since the start.

@@ -19,8 +19,9 @@ from ingestor.core.kpl import disaggregate
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from ingestor.aws import RecordsPage, ShardInfo, StoredRecord
+    from ingestor.aws import RecordsPage, StoredRecord
     from ingestor.core.model import MarketData
+    from ingestor.core.shards import ShardInfo
 
 T = TypeVar("T")
 IteratorKind: TypeAlias = Literal[

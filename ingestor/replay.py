@@ -38,7 +38,7 @@ from ingestor.core.binance import (
     trade_record,
 )
 from ingestor.core.errors import DecodeError, EncodeError, IngestorError, SinkError
-from ingestor.core.model import PutEntry, Subscription
+from ingestor.core.model import EntryFailure, PutEntry, Subscription
 from ingestor.core.partition import key_rule
 from ingestor.core.wording import printable, printable_lines
 from ingestor.dead_letter import ReplayMarks, read_letters, readable
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from ingestor.config import Config, Kinesis
     from ingestor.core.binance import Event
-    from ingestor.core.model import EncodedRecord, EntryFailure, MarketData, PoisonReason
+    from ingestor.core.model import EncodedRecord, EntryResult, MarketData, PoisonReason
     from ingestor.dead_letter import StoredLetter
     from ingestor.letter_queue import LetterQueue, Queue
 
@@ -82,7 +82,7 @@ class RefusedError(IngestorError):
 class Sink(Protocol):
     """Where records are put: `aws.KinesisSink`."""
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Put entries in one call; raises `SinkError`."""
         ...
 
@@ -393,9 +393,10 @@ async def send(
                 raise
             failure = error
         else:
-            if accepted := [ready.stored for ready, why in zip(left, answer, strict=True) if why is None]:
+            results = list(zip(left, answer, strict=True))
+            if accepted := [ready.stored for ready, result in results if not isinstance(result, EntryFailure)]:
                 await on_accepted(accepted)
-            refused = [(ready, why) for ready, why in zip(left, answer, strict=True) if why is not None]
+            refused = [(ready, result) for ready, result in results if isinstance(result, EntryFailure)]
             if not refused:
                 return
             left = [ready for ready, _ in refused]

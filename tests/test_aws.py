@@ -37,7 +37,6 @@ from ingestor.aws import (
     QueueMessage,
     QueueSummary,
     RecordsPage,
-    ShardInfo,
     StoredRecord,
     StreamClient,
     StreamSummary,
@@ -50,6 +49,7 @@ from ingestor.aws import (
 from ingestor.config import Kinesis, Timeouts
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
+from ingestor.core.shards import ShardInfo
 from ingestor.resources import read_schema
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def test_an_unusable_address_is_a_configuration_error(wrong: dict[str, str], pat
         make_kinesis_client(Kinesis(**wrong))  # type: ignore[arg-type]  # both are strings
 
 
-async def test_an_accepted_put_has_no_failures(api: KinesisApi, stub: Stubber) -> None:
+async def test_an_accepted_put_names_the_shards(api: KinesisApi, stub: Stubber) -> None:
     """Entries go out as they are; an explicit hash key only where there is one."""
     stub.add_response(
         "put_records",
@@ -130,7 +130,7 @@ async def test_an_accepted_put_has_no_failures(api: KinesisApi, stub: Stubber) -
         },
     )
     sink = KinesisSink(api, "stream")
-    assert await sink.put([PutEntry(b"one", "k", None), PutEntry(b"two", "a", "12")]) == [None, None]
+    assert await sink.put([PutEntry(b"one", "k", None), PutEntry(b"two", "a", "12")]) == ["s", "s"]
 
 
 def wire(client: KinesisClient, body: bytes, status: int = 200) -> list[Any]:
@@ -167,7 +167,7 @@ async def test_a_put_is_on_the_wire_what_botocore_would_make_of_it(
     """Its own serializer and ours say the same, and the answer says the same to both."""
     body = json.dumps({"FailedRecordCount": 0, "Records": [{"SequenceNumber": "1", "ShardId": "s"}] * len(entries)})
     sent = wire(own_client, body.encode())
-    assert await KinesisSink(KinesisApi(lambda: own_client, inline), "stream").put(entries) == [None] * len(entries)
+    assert await KinesisSink(KinesisApi(lambda: own_client, inline), "stream").put(entries) == ["s"] * len(entries)
     plain = boto3.session.Session(region_name="eu-west-1").client("kinesis")
     theirs = wire(plain, body.encode())
     records: list[Any] = [
@@ -206,7 +206,7 @@ async def test_failures_of_entries_are_aligned_with_them(api: KinesisApi, stub: 
     )
     assert await KinesisSink(api, "stream").put([PutEntry(b"", "k", None)] * 3) == [
         EntryFailure("ProvisionedThroughputExceededException", "Rate exceeded"),
-        None,
+        "s",
         EntryFailure("InternalFailure", ""),
     ]
 

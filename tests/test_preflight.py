@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from ingestor.aws import RecordsPage, ShardInfo
+    from ingestor.aws import RecordsPage
+    from ingestor.core.shards import ShardInfo
     from tests.fakes.venue import VenueSocket
 
 DENIED = "AccessDeniedException"

@@ -61,6 +61,7 @@ class SinkFact:
     held_bytes: int = 0
     spooled_bytes: int = 0
     spool_trouble: str | None = None  # why the disk does not take records; memory does meanwhile
+    hot_keys: dict[str, str] = field(default_factory=dict[str, str])  # that one shard was too small for, and its id
 
     @property
     def can_deliver(self) -> bool:

@@ -6,6 +6,9 @@ before anything newer, so a later call never overtakes an earlier one of the sam
 inside a blob the order is fixed. Plain (no aggregation), a call carries many records of a lane, so **order by key holds
 only across calls**: records of one call that were refused go again together, and may land in any order then.
 
+An entry takes its share of what its shard may be sent (`core/shards.py`); a lane whose shard has no room waits, and
+holds up nobody but the other lanes of that shard, which take turns with it.
+
 `add` is the only door in. A lane that refills from elsewhere (a disk, while the sink is away) is one that `add` feeds
 later, from what was kept for it. For whoever keeps it, every record of a lane has a position, counted from the first
 one added: `settled_until` says below which position nothing is owed any more, `records_from` what is owed above one.
@@ -19,15 +22,18 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from hashlib import md5
 from itertools import chain, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from ingestor.core.model import Claim, EncodedRecord, PutEntry
+from ingestor.core.shards import Shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ingestor.core.delivery import Verdict
     from ingestor.core.model import Subscription
+    from ingestor.core.shards import ShardBudget, ShardInfo
 
 Trigger: TypeAlias = Literal["records", "bytes", "age", "idle", "end", "retry"]
 
@@ -68,13 +74,17 @@ class Aggregate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """How full a call and a blob may be, and how long a record may wait for company. `adaptive`: not at all."""
+    """How full a call and a blob may be, and how long a record may wait for company. `adaptive`: not at all.
+
+    `shard_share` is how much of the limits of a shard may be used.
+    """
 
     max_entries: int
     max_bytes: int
     blob_bytes: int
     flush_interval_s: float
     adaptive: bool
+    shard_share: float
 
 
 class Arrival(NamedTuple):
@@ -134,6 +144,8 @@ class Lane:
     in_flight: int = 0
     retry_at: float = -math.inf
     full_since: float = math.inf  # when a whole blob was waiting for the first time
+    turn: int = 0  # the number of the last call that took it along
+    budget: ShardBudget | None = None  # of the shard that all its blobs go to
 
     @property
     def waiting_cost_bytes(self) -> int:
@@ -169,11 +181,14 @@ class Lanes:
         """Make `count` lanes, each with its point of the hash space; without `aggregate` a record is an entry."""
         self.triggers: Counter[Trigger] = Counter()
         self.held_bytes = 0
+        self.shards = Shards(limits.shard_share, 0 if aggregate is None else limits.blob_bytes)
+        self.hot_keys: dict[str, str] = {}  # those that one shard is too small for, with its id
         self._limits = limits
         self._aggregate = aggregate
         self._lanes = [Lane(index, str(lane_point(index, count)), new_delays()) for index in range(count)]
         self._lane_by_key: dict[str, Lane] = {}
-        self._turn = 0
+        self._budget_by_key: dict[str, ShardBudget | None] = {}  # where records travel one by one
+        self._calls = 0
 
     def __repr__(self) -> str:
         return f"<Lanes {len(self._lanes)}, {self.held_records} records, {self.held_bytes} bytes>"
@@ -239,30 +254,48 @@ class Lanes:
                 if lane.waiting_bytes >= self._limits.blob_bytes:
                     lane.full_since = min(lane.full_since, now)
 
-    def due_at(self, *, at_once: bool = False) -> float:
-        """When `take` has something: -inf for now, inf for not before a record comes or a call returns."""
-        idle = [lane for lane in self._lanes if not lane.in_flight]
-        fresh = _fresh(idle)
+    def learn(self, shards: Iterable[ShardInfo]) -> None:
+        """Take over the map of the stream; with no shard in it there is no budget."""
+        self.shards.learn(shards)
+        self._budget_by_key.clear()
+        if self._aggregate is not None:
+            for lane in self._lanes:
+                lane.budget = self.shards.budget_at(int(lane.hash_key))
+
+    def due_at(self, now: float, *, at_once: bool = False) -> float:
+        """When to look at `take`: it has something if that is not after `now`.
+
+        -inf for long since, inf for not before a record comes or a call returns.
+        """
+        ready, opens_at = self._ready(now)
+        fresh = _fresh(ready)
         if at_once and fresh:
             return -math.inf
-        retry_at = min((lane.retry_at for lane in idle if lane.parcels), default=math.inf)
-        return min(retry_at, self._fresh_due(fresh)[0])
+        retry_at = min((lane.retry_at for lane in ready if lane.parcels), default=math.inf)
+        return min(retry_at, opens_at, self._fresh_due(fresh)[0])
+
+    def waiting_for_shards(self, now: float) -> int:
+        """How many lanes would send now, and have to wait until their shard has room."""
+        held_up = (lane for lane in self._lanes if not lane.in_flight and self._opens_at(lane) > now)
+        return sum(self._ripe_at(lane) <= now for lane in held_up)
 
     def take(self, now: float, *, at_once: bool = False) -> list[Parcel]:
         """Form the next call, in the order of its entries; empty when nothing is due (`at_once`: everything is).
 
         What goes again goes first; entries of a call that was refused as a whole travel apart from all others.
         """
-        idle = [lane for lane in self._in_turn() if not lane.in_flight]
-        again = [lane for lane in idle if lane.parcels and lane.retry_at <= now]
+        ready = sorted(self._ready(now)[0], key=attrgetter("turn"))
+        again = [lane for lane in ready if lane.parcels and lane.retry_at <= now]
         suspects = [lane for lane in again if lane.parcels[0].company < ANY_COMPANY]
-        fresh, trigger = self._leaving(_fresh(idle), now, at_once=at_once)
+        fresh, trigger = self._leaving(_fresh(ready), now, at_once=at_once)
         call = Call(self._limits.max_entries, self._limits.max_bytes)
         for lane in suspects or [*again, *fresh]:
-            self._board(lane, call)
+            self._board(lane, call, now)
         if call.parcels:
             self.triggers["retry" if suspects or not fresh else trigger] += 1
-            self._turn += 1
+            self._calls += 1
+            for lane in lanes_of(call.parcels):
+                lane.turn = self._calls
         return call.parcels
 
     def settle(self, call: Sequence[Parcel], verdicts: Sequence[Verdict], now: float) -> None:
@@ -322,9 +355,51 @@ class Lanes:
         self._lane_by_key[partition_key] = lane
         return lane
 
-    def _in_turn(self) -> list[Lane]:
-        start = self._turn % len(self._lanes)
-        return self._lanes[start:] + self._lanes[:start]
+    def _ready(self, now: float) -> tuple[list[Lane], float]:
+        """Return the idle lanes whose shard has room, and when the first one of the others may have some."""
+        idle = [lane for lane in self._lanes if not lane.in_flight]
+        if not self.shards:
+            return idle, math.inf
+        ready: list[Lane] = []
+        next_at = math.inf
+        for lane in idle:
+            opens_at = self._opens_at(lane)
+            if opens_at <= now:
+                ready.append(lane)
+            else:
+                next_at = min(next_at, max(opens_at, lane.retry_at) if lane.parcels else opens_at)
+        return ready, next_at
+
+    def _opens_at(self, lane: Lane) -> float:
+        """From when on there is room for the next entry of a lane; whoever has none waits for nothing."""
+        budget = self._next_budget(lane)
+        return -math.inf if budget is None else budget.opens_at
+
+    def _next_budget(self, lane: Lane) -> ShardBudget | None:
+        """Return what the next entry of a lane will be taken from; None without an entry, or without a map."""
+        is_packed = lane.in_flight < len(lane.parcels)
+        if not self.shards or not (is_packed or lane.waiting):
+            return None
+        if self._aggregate is not None:
+            return lane.budget
+        key = lane.parcels[lane.in_flight].entry.partition_key if is_packed else lane.waiting[0].partition_key
+        return self._budget_by_key.get(key) or self._find_budget(key)
+
+    def _find_budget(self, partition_key: str) -> ShardBudget | None:
+        if len(self._budget_by_key) >= KEYS_REMEMBERED:
+            self._budget_by_key.clear()
+        budget = self._budget_by_key[partition_key] = self.shards.budget_at(hash_of(partition_key))
+        return budget
+
+    def _spend(self, budget: ShardBudget, parcel: Parcel, now: float) -> None:
+        budget.spend(parcel.size_bytes, now)
+        if budget.sample_at <= now:
+            bytes_by_key: Counter[str] = Counter()
+            for record in parcel.records:
+                bytes_by_key[record.partition_key] += len(record.data)
+            key = budget.sample(bytes_by_key, now)
+            if key is not None:
+                self.hot_keys[key] = budget.shard_id
 
     def _fresh_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
         """When lanes with nothing but new records want to leave, and why."""
@@ -332,9 +407,21 @@ class Lanes:
             return math.inf, "age"
         if self._limits.adaptive:
             return -math.inf, "idle"
-        age_due_at = min(lane.arrivals[0].arrived_s for lane in fresh) + self._limits.flush_interval_s
+        age_due_at = self._age_due(fresh)
         full_due_at, trigger = self._plain_due(fresh) if self._aggregate is None else self._blobs_due(fresh)
         return (full_due_at, trigger) if full_due_at < age_due_at else (age_due_at, "age")
+
+    def _age_due(self, fresh: Sequence[Lane]) -> float:
+        """When age takes all lanes along; full blobs go by themselves, or one that waits for its shard would do so."""
+        patient = (lane for lane in fresh if self._aggregate is None or lane.full_since == math.inf)
+        return min((lane.arrivals[0].arrived_s for lane in patient), default=math.inf) + self._limits.flush_interval_s
+
+    def _ripe_at(self, lane: Lane) -> float:
+        """When a lane that has something would send it, if it were alone."""
+        if lane.parcels:
+            return lane.retry_at
+        patience_s = 0.0 if self._limits.adaptive else self._limits.flush_interval_s
+        return min(lane.full_since, lane.arrivals[0].arrived_s + patience_s)
 
     def _plain_due(self, fresh: Sequence[Lane]) -> tuple[float, Trigger]:
         if sum(len(lane.waiting) for lane in fresh) >= self._limits.max_entries:
@@ -361,17 +448,19 @@ class Lanes:
             return fresh, "end"
         if not fresh or due_at > now:
             return [], trigger
-        is_aged = min(lane.arrivals[0].arrived_s for lane in fresh) + self._limits.flush_interval_s <= now
-        if trigger == "bytes" and self._aggregate is not None and not is_aged:
+        if trigger == "bytes" and self._aggregate is not None and self._age_due(fresh) > now:
             return [lane for lane in fresh if lane.full_since < math.inf], trigger
         return fresh, trigger
 
-    def _board(self, lane: Lane, call: Call) -> None:
-        """Put entries of `lane` into `call` as far as there is room: what goes again or else what is new."""
+    def _board(self, lane: Lane, call: Call, now: float) -> None:
+        """Put entries of `lane` into `call` as far as call and shard have room: what goes again, or else what is new."""
         is_fresh = not lane.parcels
         attempts = 0 if is_fresh else lane.parcels[0].attempts
         most = 1 if self._aggregate is not None else self._limits.max_entries
         while lane.in_flight < most:
+            budget = self._next_budget(lane)
+            if budget is not None and budget.opens_at > now:
+                return
             if is_fresh and lane.waiting and call.admits(plain_size_bytes(lane.waiting[0]), ANY_COMPANY):
                 lane.parcels.append(self._next_parcel(lane))
             if lane.in_flight == len(lane.parcels):
@@ -384,6 +473,8 @@ class Lanes:
             call.add(parcel)
             parcel.attempts += 1
             lane.in_flight += 1
+            if budget is not None:
+                self._spend(budget, parcel, now)
 
     def _next_parcel(self, lane: Lane) -> Parcel:
         entry, count = self._wrap(lane, lane.waiting)
@@ -461,10 +552,14 @@ def lanes_of(parcels: Iterable[Parcel]) -> list[Lane]:
     return list({id(parcel.lane): parcel.lane for parcel in parcels}.values())
 
 
+def hash_of(partition_key: str) -> int:
+    """Return the hash key that Kinesis gives to a partition key."""
+    return int.from_bytes(md5(partition_key.encode(), usedforsecurity=False).digest(), "big")
+
+
 def lane_index(partition_key: str, count: int) -> int:
-    """Return the lane of a key: its 128-bit hash, as Kinesis takes it, in `count` equal parts."""
-    hashed = int.from_bytes(md5(partition_key.encode(), usedforsecurity=False).digest(), "big")
-    return hashed * count >> 128
+    """Return the lane of a key: its 128-bit hash in `count` equal parts."""
+    return hash_of(partition_key) * count >> 128
 
 
 def lane_point(index: int, count: int) -> int:

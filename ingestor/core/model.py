@@ -184,3 +184,6 @@ class EntryFailure(NamedTuple):
 
     code: str
     text: str
+
+
+EntryResult: TypeAlias = EntryFailure | str | None  # refused, or accepted by the shard of that id (None: not told)

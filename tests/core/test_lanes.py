@@ -25,6 +25,7 @@ from ingestor.core.lanes import (
     lane_point,
 )
 from ingestor.core.model import Claim, EncodedRecord, Subscription
+from ingestor.core.shards import HOT_AFTER_S, ShardInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +38,16 @@ LIMITS: dict[str, Any] = {
     "blob_bytes": 1000,
     "flush_interval_s": 1.0,
     "adaptive": False,
+    "shard_share": 1.0,
 }
-BTC, ETH = "BTCUSDT", "ETHUSDT"  # lanes 1 and 3 of 4: a property of MD5
+BTC, ETH = "BTCUSDT", "ETHUSDT"  # lanes 2 and 0 of 4, in the upper and the lower half: a property of MD5
+HALF = 1 << 127
+ONE_SHARD = [ShardInfo("one", None, None, 0, 2 * HALF - 1, closed=False)]
+TWO_SHARDS = [
+    ShardInfo("lower", None, None, 0, HALF - 1, closed=False),
+    ShardInfo("upper", None, None, HALF, 2 * HALF - 1, closed=False),
+]
+NARROW = 0.004  # of what a shard takes: 4000 bytes and 4 records a second
 
 
 def make_lanes(count: int = 4, *, plain: bool = False, **limits: Any) -> Lanes:
@@ -72,11 +81,22 @@ def bring_back(lanes: Lanes, call: list[Parcel], verdict: Verdict, now: float = 
     lanes.release(call)
 
 
+def departures(lanes: Lanes, until: float, now: float = 0.0) -> list[tuple[float, list[list[int]]]]:
+    """Take and deliver what leaves up to a moment, each call at the moment when it is due."""
+    seen = []
+    while (due_at := lanes.due_at(now)) <= until:
+        now = max(now, due_at)
+        if call := lanes.take(now):
+            seen.append((round(now, 6), numbers(call)))
+            bring_back(lanes, call, "delivered", now)
+    return seen
+
+
 def test_a_lone_record_leaves_when_it_is_old_enough() -> None:
     """The flush interval counts from its arrival."""
     lanes = make_lanes()
     lanes.add(records(BTC, 1), received_s=4.0, now=5.0)
-    assert lanes.due_at() == 6.0
+    assert lanes.due_at(5.0) == 6.0
     assert lanes.take(5.9) == []
     assert numbers(lanes.take(6.0)) == [[1]]
     assert lanes.triggers == {"age": 1}
@@ -86,7 +106,7 @@ def test_an_adaptive_lane_sends_at_once_when_it_is_idle() -> None:
     """The interval is only a cap then."""
     lanes = make_lanes(adaptive=True)
     lanes.add(records(BTC, 1), 0.0, 0.0)
-    assert lanes.due_at() == -math.inf
+    assert lanes.due_at(0.0) == -math.inf
     assert numbers(lanes.take(0.0)) == [[1]]
     assert lanes.triggers == {"idle": 1}
 
@@ -98,7 +118,7 @@ def test_what_comes_while_a_lane_is_busy_leaves_together_afterwards() -> None:
     call = lanes.take(0.0)
     lanes.add(records(BTC, 2), 0.1, 0.1)
     lanes.add(records(BTC, 3), 0.2, 0.2)
-    assert lanes.due_at() == math.inf
+    assert lanes.due_at(0.2) == math.inf
     assert lanes.take(0.2) == []
     bring_back(lanes, call, "delivered")
     assert numbers(lanes.take(0.3)) == [[2, 3]]
@@ -109,13 +129,13 @@ def test_a_full_blob_waits_a_little_for_others_and_leaves_without_the_rest() -> 
     lanes = make_lanes()
     lanes.add(records(ETH, 1), 0.0, 0.0)
     lanes.add(records(BTC, *range(10), size=150), 0.0, 0.25)
-    assert lanes.due_at() == 0.35
+    assert lanes.due_at(0.25) == 0.35
     [parcel] = call = lanes.take(0.35)
     assert numbers(call) == [[0, 1, 2, 3, 4]]
     assert parcel.size_bytes <= 1000
     assert lanes.triggers == {"bytes": 1}
     bring_back(lanes, call, "delivered")
-    assert lanes.due_at() == 1.0
+    assert lanes.due_at(0.35) == 1.0
 
 
 def test_two_blobs_of_one_lane_or_full_blobs_of_half_the_lanes_leave_at_once() -> None:
@@ -124,7 +144,7 @@ def test_two_blobs_of_one_lane_or_full_blobs_of_half_the_lanes_leave_at_once() -
         lanes = make_lanes()
         for key, count in loads.items():
             lanes.add(records(key, *range(count), size=150), 0.0, 0.0)
-        assert lanes.due_at() == -math.inf
+        assert lanes.due_at(0.0) == -math.inf
         assert len(lanes.take(0.0)) == len(loads)
 
 
@@ -148,9 +168,9 @@ def test_at_the_end_everything_leaves() -> None:
     """Age does not matter any more."""
     lanes = make_lanes()
     lanes.add(records(BTC, 1), 0.0, 0.0)
-    assert lanes.due_at(at_once=True) == -math.inf
+    assert lanes.due_at(0.0, at_once=True) == -math.inf
     assert numbers(lanes.take(0.0, at_once=True)) == [[1]]
-    assert lanes.due_at(at_once=True) == math.inf
+    assert lanes.due_at(0.0, at_once=True) == math.inf
 
 
 @pytest.mark.parametrize(("limits", "trigger"), [({"max_entries": 3}, "records"), ({"max_bytes": 50}, "bytes")])
@@ -191,8 +211,8 @@ def test_a_throttled_lane_waits_longer_each_time_and_holds_up_nobody_else() -> N
         [parcel] = others = lanes.take(now)
         assert parcel.records[0].partition_key == ETH
         bring_back(lanes, others, "delivered", now)
-        waits.append(lanes.due_at() - now)
-        now = lanes.due_at()
+        waits.append(lanes.due_at(now) - now)
+        now = lanes.due_at(now)
     assert waits == [0.5, 1.0, 2.0]
     call = lanes.take(now)
     assert lanes.triggers["retry"] == 3
@@ -353,6 +373,132 @@ def test_remembered_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(lanes) == f"<Lanes 4, 5 records, {lanes.held_bytes} bytes>"
 
 
+def test_a_lane_waits_until_its_shard_has_room_and_holds_up_nobody_else() -> None:
+    """A second's worth at once, then entry by entry; a quiet lane of another shard keeps its own time."""
+    lanes = make_lanes(shard_share=NARROW)
+    lanes.learn(TWO_SHARDS)
+    lanes.add(records(BTC, *range(40), size=150), 0.0, 0.0)
+    lanes.add(records(ETH, 100), 0.0, 0.0)
+    at_once = [(0.0, [list(range(start, start + 5))]) for start in range(0, 20, 5)]
+    assert departures(lanes, 0.0) == at_once
+    assert lanes.due_at(0.0) == 0.25
+    assert lanes.take(0.2) == []
+    assert departures(lanes, 2.0) == [
+        (0.25, [[20, 21, 22, 23, 24]]),
+        (0.5, [[25, 26, 27, 28, 29]]),
+        (0.75, [[30, 31, 32, 33, 34]]),
+        (1.0, [[100], [35, 36, 37, 38, 39]]),
+    ]
+
+
+def test_a_blob_that_waits_for_its_shard_takes_no_half_empty_ones_along() -> None:
+    """Or every lane of the stream would send several times an interval, and Kinesis bills by 25 KB."""
+    lanes = make_lanes(shard_share=NARROW)
+    lanes.learn(TWO_SHARDS)
+    lanes.add(records(BTC, *range(80), size=150), 0.0, 0.0)
+    departures(lanes, 1.5)
+    lanes.add(records(ETH, 100), 0.0, 1.5)
+    left = departures(lanes, 2.4, 1.5)
+    assert [at_s for at_s, _ in left] == [1.75, 2.0, 2.25]
+    assert 100 not in flat(flat([call for _, call in left]))
+
+
+def test_without_a_map_nothing_is_held_up() -> None:
+    """Not known yet, or not any more."""
+    lanes = make_lanes(shard_share=NARROW)
+    lanes.add(records(BTC, *range(40), size=150), 0.0, 0.0)
+    assert len(departures(lanes, 0.1)) == 7
+    lanes.learn(ONE_SHARD)
+    lanes.add(records(BTC, *range(40), size=150), 0.0, 0.0)
+    assert len(departures(lanes, 0.1)) == 4
+    lanes.learn([])
+    assert len(departures(lanes, 0.1)) == 4
+
+
+def test_an_adaptive_lane_sends_as_soon_as_its_shard_has_room() -> None:
+    """And what gathered meanwhile leaves in one entry."""
+    lanes = make_lanes(adaptive=True, shard_share=NARROW)
+    lanes.learn(ONE_SHARD)
+    for number in range(4):
+        lanes.add(records(BTC, number), 0.0, 0.0)
+        assert departures(lanes, 0.0) == [(0.0, [[number]])]
+    for number in (4, 5):
+        lanes.add(records(BTC, number), 0.0, 0.1)
+        assert lanes.take(0.1) == []
+    assert lanes.waiting_for_shards(0.1) == 1
+    assert departures(lanes, 9.0, 0.1) == [(0.25, [[4, 5]])]
+
+
+def test_lanes_of_one_shard_take_turns() -> None:
+    """Neither a place in the list nor smaller entries is an advantage."""
+    lanes = make_lanes(8, shard_share=NARROW, adaptive=True)
+    lanes.learn(ONE_SHARD)
+    for key, size in ((BTC, 900), (ETH, 300), ("BNBUSDT", 300)):  # each has a lane of its own
+        lanes.add(records(key, *range(40), size=size), 0.0, 0.0)
+    keys = []
+    now = 0.0
+    while len(keys) < 24:
+        if call := lanes.take(now):
+            keys += [parcel.records[0].partition_key for parcel in call]
+            bring_back(lanes, call, "delivered", now)
+        now = max(now, lanes.due_at(now))
+    assert {key: keys.count(key) for key in (BTC, ETH, "BNBUSDT")} == dict.fromkeys((BTC, ETH, "BNBUSDT"), 8)
+
+
+def test_what_is_sent_again_is_taken_out_of_the_budget_again() -> None:
+    """A refusal costs the shard nothing, and trying again at full rate would have more of them."""
+    lanes = make_lanes(adaptive=True, shard_share=NARROW)
+    lanes.learn(ONE_SHARD)
+    lanes.add(records(BTC, 1), 0.0, 0.0)
+    tries = []
+    now = 0.0
+    for _ in range(6):
+        now = max(now, lanes.due_at(now))
+        call = lanes.take(now)
+        tries.append(now)
+        lanes.release(call)  # without an answer: at once again
+    assert tries == [0.0, 0.0, 0.0, 0.0, 0.25, 0.5]
+    call = lanes.take(0.75)
+    bring_back(lanes, call, "again", 0.75)
+    assert (lanes.waiting_for_shards(0.8), lanes.due_at(0.8)) == (0, 1.25)  # its own delay is longer
+
+
+def test_a_plain_record_is_budgeted_where_its_own_key_goes() -> None:
+    """A lane may reach over the end of a shard; its order is kept, so the first that has to wait holds up the rest."""
+    lanes = make_lanes(1, plain=True, adaptive=True, shard_share=NARROW)
+    lanes.learn(TWO_SHARDS)
+    lanes.add([*records(BTC, *range(4)), *records(ETH, 10), *records(BTC, 4, 5), *records(ETH, 11)], 0.0, 0.0)
+    assert departures(lanes, 1.0) == [
+        (0.0, [[0], [1], [2], [3], [10]]),
+        (0.25, [[4]]),
+        (0.5, [[5], [11]]),
+    ]
+
+
+def test_a_reshard_gives_room_at_once() -> None:
+    """Children owe nothing of what their parent was sent."""
+    lanes = make_lanes(adaptive=True, shard_share=NARROW)
+    lanes.learn(ONE_SHARD)
+    lanes.add(records(BTC, *range(40), size=150), 0.0, 0.0)
+    assert len(departures(lanes, 0.1)) == 4
+    lanes.learn([ONE_SHARD[0]._replace(closed=True), *TWO_SHARDS])
+    assert len(departures(lanes, 0.1)) == 4
+
+
+def test_a_key_that_is_too_much_for_its_shard_is_named() -> None:
+    """In the entries that leave, one of which is looked into each second."""
+    lanes = make_lanes(adaptive=True, shard_share=0.001)
+    lanes.learn(TWO_SHARDS)
+    now = 0.0
+    while now < HOT_AFTER_S + 3:
+        lanes.add(records(BTC, *range(6), size=150), now, now)
+        if now % 2 == 0:
+            lanes.add(records(ETH, 1), now, now)
+        now += 0.5
+        departures(lanes, now, now - 0.5)
+    assert lanes.hot_keys == {BTC: "upper"}
+
+
 class RoughDay:
     """Feeds lanes at random, and plays a Kinesis at which everything fails now and then."""
 
@@ -361,7 +507,9 @@ class RoughDay:
     def __init__(self, seed: int, *, plain: bool, adaptive: bool) -> None:
         self.rng = Random(seed)
         count = self.rng.choice([1, 3])
-        self.lanes = make_lanes(count, plain=plain, adaptive=adaptive, max_entries=5, max_bytes=2500)
+        self.lanes = make_lanes(
+            count, plain=plain, adaptive=adaptive, max_entries=5, max_bytes=2500, shard_share=NARROW
+        )
         self.sent: dict[str, list[int]] = {key: [] for key in self.keys}
         self.landed: dict[str, list[int]] = {key: [] for key in self.keys}
         self.first_call: dict[tuple[str, int], int] = {}
@@ -376,7 +524,10 @@ class RoughDay:
         self.sent[key] += fresh
 
     def depart(self, *, at_once: bool) -> None:
-        if not (call := self.lanes.take(self.now, at_once=at_once)):
+        is_due = self.lanes.due_at(self.now, at_once=at_once) <= self.now
+        call = self.lanes.take(self.now, at_once=at_once)
+        assert is_due == bool(call)
+        if not call:
             return
         self.calls += 1
         assert len(call) <= 5
@@ -410,10 +561,12 @@ class RoughDay:
             self.depart(at_once=False)
             self.depart(at_once=False)
             self.come_back(failing=0.4)
+            if self.rng.random() < 0.2:
+                self.lanes.learn(self.rng.choice([ONE_SHARD, TWO_SHARDS, []]))
             self.now += self.rng.choice([0.0, 0.3, 10.0])
         while self.flying or self.lanes.held_bytes:
             if not self.flying:
-                self.now = max(self.now, self.lanes.due_at(at_once=True))
+                self.now = max(self.now, self.lanes.due_at(self.now, at_once=True))
             self.depart(at_once=True)
             self.come_back(failing=0.1)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ingestor.aws import RecordsPage, ShardInfo, StoredRecord
+from ingestor.aws import RecordsPage, StoredRecord
 from ingestor.core.errors import SinkError
+from ingestor.core.shards import ShardInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from ingestor.aws import RecordsPage, ShardInfo, StoredRecord, StreamSummary
+from ingestor.aws import RecordsPage, StoredRecord, StreamSummary
 from ingestor.core.errors import SinkError
+from ingestor.core.shards import ShardInfo
 from tests.fakes.kinesis import shard_of
 
 if TYPE_CHECKING:
