@@ -35,7 +35,7 @@ from ingestor.core.overview import overview
 from ingestor.core.partition import key_rule
 from ingestor.core.rate_limit import connect_limit
 from ingestor.core.rates import RollingRates
-from ingestor.core.resume import Identity, Resumes
+from ingestor.core.resume import Resumes
 from ingestor.core.sharding import has_selector, select, share
 from ingestor.core.stopping import StopPlan
 from ingestor.core.subscription import Shares, expand
@@ -43,7 +43,7 @@ from ingestor.dead_letter import FileDeadLetters, LetterFiles, QueueDeadLetters
 from ingestor.fan_in import FanIn
 from ingestor.hangup import release_hangups
 from ingestor.heads import Head, Heads
-from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
+from ingestor.heartbeat import HOT_KEYS, Author, HeartbeatWriter, ReadBack, identity_of
 from ingestor.holes import HoleBook
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.loop_watch import watch_loop
@@ -654,12 +654,7 @@ class Line:
     def _sign(self) -> Author:
         config = self.service.config
         return Author(
-            identity=Identity(
-                config.service.name,
-                config.service.environment,
-                urlsplit(config.binance.rest_url).netloc,
-                f"{config.kinesis.region}/{config.kinesis.stream_name}",
-            ),
+            identity=identity_of(config),
             instance=uuid.UUID(int=self.service.world.random.getrandbits(128), version=4).hex,
             version=__version__,
             started_ms=self.service.started_ms,
@@ -719,7 +714,9 @@ class Line:
 
     def _component_states(self) -> dict[str, str]:
         report = self.service.board.report(trio.current_time())
-        return {"service": report.status, "websocket": report.websocket.state, "kinesis": report.kinesis.breaker}
+        states = {"service": report.status, "websocket": report.websocket.state, "kinesis": report.kinesis.breaker}
+        hot_keys = self.service.board.sink.hot_keys
+        return states | ({HOT_KEYS: ",".join(sorted(hot_keys))} if hot_keys else {})
 
     def _make_repair(self) -> Repair:
         service = self.service

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -22,17 +23,18 @@ import trio
 from ingestor.core.backoff import Backoff
 from ingestor.core.errors import DecodeError, SinkError
 from ingestor.core.model import EntryFailure, PutEntry
-from ingestor.core.resume import Beat, beat_from_avro, beat_to_avro, carried, split
+from ingestor.core.resume import Beat, Identity, beat_from_avro, beat_to_avro, carried, split
 from ingestor.reader import since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ingestor.config import Config
     from ingestor.core.claims import Coverage
     from ingestor.core.health import HealthBoard
     from ingestor.core.intake import Begin
     from ingestor.core.model import EntryResult, Subscription
-    from ingestor.core.resume import Identity, Resume, Resumed, Window
+    from ingestor.core.resume import Resume, Resumed, Window
     from ingestor.metrics import Metrics
     from ingestor.reader import ShardPage, Start, StreamReader
 
@@ -43,6 +45,7 @@ LARGEST_PART_BYTES: Final = 262_144  # to be read: ours are at most half of it, 
 PARTS_PER_PUT: Final = 40  # of at most 80 kB: below the 5 MB that a call may carry
 RETRY_S: Final = 0.2
 TICK_S: Final = 1.0
+HOT_KEYS: Final = "hot_keys"  # among the components: partition keys that are too much for one shard, between commas
 
 
 class Sink(Protocol):
@@ -51,6 +54,13 @@ class Sink(Protocol):
     async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Send one call; raises `SinkError`."""
         ...
+
+
+def identity_of(config: Config) -> Identity:
+    """Say whose ids the beats of a service with this configuration speak of."""
+    data_stream = f"{config.kinesis.region}/{config.kinesis.stream_name}"
+    host = urlsplit(config.binance.rest_url).netloc
+    return Identity(config.service.name, config.service.environment, host, data_stream)
 
 
 class Author(msgspec.Struct, frozen=True):

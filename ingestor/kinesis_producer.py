@@ -23,6 +23,7 @@ from ingestor.core.delivery import judge, retry_reason
 from ingestor.core.errors import SinkError
 from ingestor.core.lanes import LaneLimits, Lanes, arrivals_of, claims_of
 from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, EntryFailure, PutEntry
+from ingestor.core.shards import HOT_KEY_ADVICE
 from ingestor.core.wording import redacted
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ MAX_RECORD_BYTES = 1_048_576  # data and partition key, unless the stream was op
 # Two overlap the network wait of one call with the work of the other; boto3 holds the GIL while it works, so more only
 # make the calls smaller and the loop slower (architecture.md §9).
 CALLS_IN_FLIGHT = 2
-HOT_KEY_ADVICE = "more shards do not help; partition_key symbol_event_type divides a symbol, spread gives up its order"
 BREAKER_VALUES = {"closed": 0, "half_open": 1, "open": 2}
 
 

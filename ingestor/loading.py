@@ -53,6 +53,7 @@ from ingestor.metrics import open_metrics
 from ingestor.progress import Progress
 from ingestor.rest_client import PAGE_ROWS, RestClient, RestrictedLocationError, UnavailableError
 from ingestor.serializer import ContainerFile, Serializer, serialize
+from ingestor.shard_watch import ShardWatch
 from ingestor.world import open_world
 
 if TYPE_CHECKING:
@@ -376,7 +377,21 @@ class Load:
     def _open_delivery(self) -> Callable[[BatchReceiver[EncodedBatch]], Awaitable[None]]:
         """Return the last task of the line: the producer, or the writer of a file."""
         output = self._request.output
-        return self._make_producer().run if output is None else partial(self._write, output)
+        return self._deliver if output is None else partial(self._write, output)
+
+    async def _deliver(self, intake: BatchReceiver[EncodedBatch]) -> None:
+        """Put batch after batch into the stream, within the budgets of its shards, until every sender has hung up."""
+        producer = self._make_producer()
+        watch = ShardWatch(
+            self._world.streams,
+            self._config.kinesis.stream_name,
+            learn=producer.learn_shards,
+            wait_for_news=producer.wait_unknown_shard,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run)
+            await producer.run(intake)
+            nursery.cancel_scope.cancel()
 
     async def _write(self, output: Path, intake: BatchReceiver[EncodedBatch]) -> None:
         """Write batch after batch into the file until every sender has hung up; note them once they are on the disk."""

@@ -15,6 +15,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import msgspec
 import trio
 
 from ingestor import logs
@@ -28,16 +29,21 @@ from ingestor.aws import (
     make_sqs_client,
 )
 from ingestor.core.binance import Ack, ServerShutdown, StreamError, classify
-from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.errors import ConfigError, DecodeError, SinkError
 from ingestor.core.health import ConnectionFact
 from ingestor.core.intake import Inlet
+from ingestor.core.resume import PREDECESSOR_INTERVALS, beat_from_avro
 from ingestor.core.sharding import has_selector, select, share
+from ingestor.core.shards import HOT_KEY_ADVICE
 from ingestor.core.subscription import expand, plan_connections
 from ingestor.core.wording import printable
 from ingestor.frames import HandshakeRefusedError
+from ingestor.heartbeat import HOT_KEYS, identity_of
 from ingestor.metrics import open_metrics
+from ingestor.reader import StreamReader, since
 from ingestor.resources import read_schema
 from ingestor.rest_client import RestClient, RestrictedLocationError, VenueError
+from ingestor.serializer import decode_heartbeat
 from ingestor.threads import open_threads
 from ingestor.websocket_client import Farewell, Feed, FeedLimits, open_stream, parse_url
 from ingestor.world import Streams
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
     from ingestor.core.binance import Control
     from ingestor.core.model import Subscription
     from ingestor.metrics import Metrics
+    from ingestor.reader import ShardPage
     from ingestor.threads import RunBlocking
 
 T = TypeVar("T")
@@ -326,13 +333,39 @@ async def check_heartbeat_stream(config: Config, outside: Outside, note: Note) -
     """Look at the stream that holds the checkpoint; to resume, it is read at every start."""
     subject, stream = "heartbeat.stream_name", config.heartbeat.stream_name
     reading: Level = "fail" if config.heartbeat.resume else "warn"
-    await check_stream(subject, stream, config, outside.streams, note, reading=reading)
+    if await check_stream(subject, stream, config, outside.streams, note, reading=reading):
+        for key in await told_hot_keys(config, outside):
+            text = f"{key} alone uses up the budget of its shard, says the task that runs"
+            note(Finding("warn", "kinesis.partition_key", text, HOT_KEY_ADVICE))
+
+
+async def told_hot_keys(config: Config, outside: Outside) -> list[str]:
+    """Hear the newest heartbeats of the tasks that run, if any; return the keys that they call too much for a shard."""
+    found: set[str] = set()
+    ours = identity_of(config)
+
+    async def hear(page: ShardPage) -> None:
+        await trio.lowlevel.checkpoint()
+        for payload in page.payloads:
+            with suppress(DecodeError, msgspec.ValidationError):  # somebody else's
+                beat = beat_from_avro(decode_heartbeat(payload.data))
+                if beat.identity == ours and not beat.final:
+                    found.update(filter(None, beat.components.get(HOT_KEYS, "").split(",")))
+
+    look_back_ms = round(PREDECESSOR_INTERVALS * config.heartbeat.interval_s * 1000)
+    reader = StreamReader(outside.streams, config.heartbeat.stream_name)
+    with suppress(SinkError):  # it could be read a moment ago, and that is what has been told
+        await reader.read(since(outside.wall_ns() // 1_000_000 - look_back_ms), hear)
+    return sorted(found)
 
 
 async def check_stream(
     subject: str, stream: str, config: Config, streams: StreamProbe, note: Note, *, reading: Level
-) -> None:
-    """Describe a stream, rehearse a put and read from one shard; a call that is not allowed does not end it."""
+) -> bool:
+    """Describe a stream, rehearse a put and read from one shard; a call that is not allowed does not end it.
+
+    Returns whether it may be read.
+    """
 
     async def attempt(step: Step, call: Callable[[], Awaitable[T]]) -> T | None:
         try:
@@ -351,14 +384,16 @@ async def check_stream(
             note(Finding("ok", subject, f"{stream} may be written"))
         shards = await attempt(Step("kinesis:ListShards", reading), partial(streams.list_shards, stream))
         if shards is None:
-            return
+            return False
         find = partial(streams.get_shard_iterator, stream, shards[-1].shard_id, "LATEST")
         iterator = await attempt(Step("kinesis:GetShardIterator", reading), find)
         if iterator is None:
-            return
+            return False
         read = partial(streams.get_records, iterator, 1)
         if await attempt(Step("kinesis:GetRecords", reading), read) is not None:
             note(Finding("ok", subject, f"{stream} may be read"))
+            return True
+    return False
 
 
 class _UnusableError(Exception):

@@ -61,6 +61,16 @@ async def test_the_last_heartbeat_says_final_and_carries_everything(autojump_clo
     assert beats[-1]["components"]["kinesis"] == "closed"
 
 
+async def test_heartbeats_name_the_keys_that_outgrow_a_shard(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Where `ingestor check --connect` finds them; none is not mentioned."""
+    world = MemoryWorld()
+    service = app.Service(config_for(world, tmp_path), world.as_seen_by_a_service())
+    line = app.Line(service, [Subscription("BTCUSDT", "trade")])
+    assert set(line._component_states()) == {"service", "websocket", "kinesis"}
+    service.board.sink.hot_keys |= {"ETHUSDT": "s0", "BTCUSDT": "s1"}
+    assert line._component_states()["hot_keys"] == "BTCUSDT,ETHUSDT"
+
+
 async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: MockClock, tmp_path: Path) -> None:
     """What happened between two tasks is fetched: trades and bars exactly, depth declared and seeded again."""
     world = MemoryWorld()

@@ -178,7 +178,7 @@ def test_the_task_role_allows_what_the_service_calls_and_no_more() -> None:
         "kinesis:PutRecords": ["DataStream", "HeartbeatStream"],
         "kinesis:GetRecords": ["HeartbeatStream"],
         "kinesis:GetShardIterator": ["HeartbeatStream"],
-        "kinesis:ListShards": ["HeartbeatStream"],
+        "kinesis:ListShards": ["DataStream", "HeartbeatStream"],
         "sqs:SendMessage": ["DeadLetters"],
         "cloudwatch:PutMetricData": ["*"],
     }

@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingestor.channels import BatchReceiver, BatchSender, open_batch_channel
@@ -19,8 +20,10 @@ from ingestor.config import BatchLimits, CircuitBreakerLimits, Kinesis, Retry
 from ingestor.core.health import SinkFact
 from ingestor.core.kpl import disaggregate
 from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, EntryFailure, PutEntry, Subscription
+from ingestor.core.shards import ShardInfo
 from ingestor.kinesis_producer import KinesisProducer, event_type_of
 from ingestor.metrics import Metrics
+from tests.fakes.fault_proxy import ShardLimit
 from tests.fakes.kinesis import (
     INTERNAL,
     INVALID,
@@ -34,12 +37,13 @@ from tests.fakes.kinesis import (
     invalid_with,
     refuse,
     refuse_data,
+    shard_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from ingestor.core.model import HoleReason
+    from ingestor.core.model import EntryResult, HoleReason
 
 TRADES = Subscription("BTCUSDT", "trade")
 NEVER_FULL = 1 << 30
@@ -67,10 +71,10 @@ class Witness(FakeKinesis):
         super().__init__(*args, **options)
         self.answered: set[tuple[str, int]] = set()
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         answer = await super().put(entries)
-        for entry, failure in zip(entries, answer, strict=True):
-            if failure is None:
+        for entry, result in zip(entries, answer, strict=True):
+            if not isinstance(result, EntryFailure):
                 inner = disaggregate(entry.data, entry.partition_key)
                 self.answered |= {(key, int(data.split(b";")[0])) for key, _, data in inner if b";" in data}
         return answer
@@ -460,6 +464,152 @@ async def test_an_open_breaker_is_not_waited_for_at_the_end(autojump_clock: Mock
         await trio.sleep(1.0)
     assert trio.current_time() == 1.0
     assert bench.sample("records_abandoned_total", reason="breaker_open") == 1
+
+
+NARROW = 0.004  # of what a shard takes: 4 entries a second
+LOWER, UPPER = (
+    ShardInfo(str(index), None, None, index << 127, (index + 1 << 127) - 1, closed=False) for index in range(2)
+)
+
+
+async def test_a_hot_shard_holds_up_its_own_lanes_alone(autojump_clock: MockClock) -> None:
+    """What exceeds its budget waits before the call and gathers; the other shard's lanes do not notice."""
+    bench = Bench(FakeKinesis(shards=2), **ADAPTIVE, shard_budget_share=NARROW, blob_bytes=1_000)
+    bench.producer.learn_shards([LOWER, UPPER])
+    async with bench.running() as sender:
+        for number in range(6):
+            await sender.send(batch(number, key="BTCUSDT"))
+            await sender.send(batch(number, key="ETHUSDT"))
+            await trio.sleep(0.001)
+        assert bench.sample("kinesis_lanes_waiting") == 2
+        await sender.send(batch(6, key="BTCUSDT"))
+        await trio.sleep(0.5)
+        await sender.send(batch(7, key="ETHUSDT"))
+    by_time = {
+        symbol: [
+            round(put.at_s, 3)
+            for put in bench.kinesis.puts
+            for entry in put.entries
+            if shard_of(entry, 2) == (symbol == "BTCUSDT")
+        ]
+        for symbol in ("BTCUSDT", "ETHUSDT")
+    }
+    assert by_time["BTCUSDT"] == [0.0, 0.001, 0.002, 0.003, 0.25]
+    assert by_time["ETHUSDT"] == [0.0, 0.001, 0.002, 0.003, 0.25, 0.506]
+    assert stored(bench) == list(range(7))
+    assert (bench.sample("kinesis_shards"), bench.sample("kinesis_lanes_waiting")) == (2, 0)
+
+
+class RealShards:
+    """Throttles entries as shards do that take `share` of what real ones take."""
+
+    def __init__(self, share: float, shards: int) -> None:
+        self.limits = [ShardLimit(share) for _ in range(shards)]
+        self.throttled = 0
+
+    def __call__(self, entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        limits = [self.limits[shard_of(entry, len(self.limits))] for entry in entries]
+        now = trio.current_time()
+        answers = [
+            None if limit.admits(len(entry.data) + len(entry.partition_key), now) else THROTTLED
+            for limit, entry in zip(limits, entries, strict=True)
+        ]
+        self.throttled += sum(answer is not None for answer in answers)
+        return answers
+
+
+@pytest.mark.parametrize("aggregation", ["kpl", "none"])
+async def test_what_is_budgeted_is_hardly_ever_throttled(aggregation: str, autojump_clock: MockClock) -> None:
+    """Twice what the shards take for ten seconds: with their map not one refusal, without it many."""
+    throttled: dict[bool, int] = {}
+    for is_known in (True, False):
+        shards = RealShards(0.02, 2)
+        bench = Bench(
+            FakeKinesis(always=shards, shards=2, latency_s=0.02),
+            **ADAPTIVE,
+            aggregation=aggregation,
+            blob_bytes=1_000,
+            shard_budget_share=0.9 * 0.02,
+        )
+        if is_known:
+            bench.producer.learn_shards([LOWER, UPPER])
+        async with bench.running() as sender:
+            for number in range(100):
+                for key in ("BTCUSDT", "ETHUSDT"):
+                    await sender.send(
+                        batch(4 * number, 4 * number + 1, 4 * number + 2, 4 * number + 3, key=key, size=1000)
+                    )
+                await trio.sleep(0.1)
+        assert sorted(stored(bench)) == sorted(stored(bench, "ETHUSDT")) == list(range(400))
+        throttled[is_known] = shards.throttled
+    assert throttled[True] == 0
+    assert throttled[False] > 50
+
+
+async def test_a_stop_does_not_wait_for_budgets(autojump_clock: MockClock) -> None:
+    """What there was no room for by the last moment is counted and left unclaimed, as with a Kinesis that is away."""
+    bench = Bench(FakeKinesis(shards=2), **ADAPTIVE, shard_budget_share=NARROW, blob_bytes=1_000)
+    bench.producer.learn_shards([LOWER, UPPER])
+    with bench.sender as sender:
+        await sender.send(batch(*range(20), size=900))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.producer.run, bench.intake)
+        bench.producer.last_put_at(2.0)
+    assert trio.current_time() == 2.0
+    assert [round(at_s, 2) for at_s in bench.kinesis.times] == [
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.25,
+        1.5,
+        1.75,
+    ]
+    assert bench.claims == [Claim(TRADES, number, number) for number in range(11)]
+    assert bench.sample("records_abandoned_total", reason="out_of_time") == 9
+
+
+async def test_a_shard_that_is_not_on_the_map_is_told(autojump_clock: MockClock) -> None:
+    """Once; until then the old budgets hold, and with the new map the new ones do."""
+    bench = Bench(FakeKinesis(shards=2), **ADAPTIVE, shard_budget_share=NARROW, blob_bytes=1_000)
+    told: list[float] = []
+
+    async def listen() -> None:
+        while True:
+            await bench.producer.wait_unknown_shard()
+            told.append(trio.current_time())
+            bench.producer.learn_shards([LOWER._replace(closed=True), LOWER._replace(shard_id="2"), UPPER])
+
+    bench.producer.learn_shards([LOWER])
+    async with bench.running() as sender, trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await sender.send(batch(1, key="ETHUSDT"))
+        await trio.sleep(1)
+        for number in range(2, 8):
+            await sender.send(batch(number, key="BTCUSDT"))
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert told == [1.0]
+    assert [round(at_s, 3) for at_s in bench.kinesis.times] == [0.0, 1.0, 1.01, 1.02, 1.03, 1.04, 1.26]
+
+
+async def test_a_key_that_outgrows_its_shard_is_told_once(autojump_clock: MockClock) -> None:
+    """In the log, with what helps."""
+    bench = Bench(FakeKinesis(shards=2), **ADAPTIVE, shard_budget_share=0.002, blob_bytes=1_000)
+    bench.producer.learn_shards([LOWER, UPPER])
+    with capture_logs() as logs:
+        async with bench.running() as sender:
+            for number in range(200):
+                await sender.send(batch(number, key="BTCUSDT", size=900))
+                await trio.sleep(0.5)
+    [line] = [line for line in logs if line["event"] == "hot_key"]
+    assert (line["key"], line["shard"]) == ("BTCUSDT", "1")
+    assert "spread" in line["advice"]
+    assert bench.fact.hot_keys == {"BTCUSDT": "1"}
 
 
 async def test_cancelled_it_still_delivers_what_it_holds_and_what_waits(autojump_clock: MockClock) -> None:

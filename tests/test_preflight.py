@@ -14,17 +14,20 @@ import trio
 from click.testing import CliRunner
 
 from ingestor import preflight
-from ingestor.aws import QueueSummary, StreamClient, StreamSummary
+from ingestor.aws import QueueSummary, StoredRecord, StreamClient, StreamSummary
 from ingestor.cli import main
 from ingestor.config import Config
 from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.resume import Beat, beat_to_avro
+from ingestor.heartbeat import identity_of
 from ingestor.local.faults import FailRest
 from ingestor.metrics import open_metrics
 from ingestor.preflight import Finding, Outside
 from ingestor.rest_client import RestClient
+from ingestor.serializer import encode_heartbeat
 from tests.fakes.streams import MemoryStreams
 from tests.fakes.venue import FakeVenue
-from tests.fakes.world import BEATS, DATA, MemoryWorld, config_for, run_inline
+from tests.fakes.world import BEATS, DATA, START_MS, MemoryWorld, config_for, run_inline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from ingestor.aws import RecordsPage
+    from ingestor.core.resume import Identity
     from ingestor.core.shards import ShardInfo
     from tests.fakes.venue import VenueSocket
 
@@ -334,6 +338,44 @@ async def test_a_missing_permission_is_named(
     assert f"-> allow {action} on {call[0]}\n" in text
     subject = "kinesis.stream_name" if call[0] == DATA else "heartbeat.stream_name"
     assert level in levels(text)[subject]
+
+
+async def test_a_key_that_is_too_much_for_its_shard_is_told_as_the_running_task_tells_it(
+    autojump_clock: MockClock, place: Place
+) -> None:
+    """Of this service and now: what another service says, what a task said at its end or long ago is no news."""
+    for name, age_s, is_final, key in (
+        ("ingestor", 5.0, False, "BTCUSDT"),
+        ("ingestor", 100.0, False, "OLD"),
+        ("ingestor", 5.0, True, "ENDED"),
+        ("another", 5.0, False, "FOREIGN"),
+    ):
+        service = place.config.service.model_copy(update={"name": name})
+        identity = identity_of(place.config.model_copy(update={"service": service}))
+        sent_ms = START_MS - round(age_s * 1000)
+        data = encode_heartbeat(beat_to_avro(beat_of(identity, sent_ms, hot_keys=key, final=is_final)))
+        place.world.beats.shards[0].append(StoredRecord(data, "task/0", sent_ms, str(len(place.world.beats.records()))))
+    place.world.beats.shards[0].sort(key=lambda record: record.arrival_ms)
+    code, text = await place.check()
+    assert code == 0
+    assert text.count("alone uses up the budget") == 1
+    assert "warn  kinesis.partition_key: BTCUSDT alone uses up the budget of its shard" in text
+    assert "-> more shards do not help" in text
+
+
+def beat_of(identity: Identity, sent_ms: int, *, hot_keys: str, final: bool) -> Beat:
+    return Beat(
+        **identity._asdict(),
+        instance="task",
+        version="1",
+        started_ms=0,
+        sent_ms=sent_ms,
+        beat=1,
+        part=0,
+        parts=1,
+        final=final,
+        components={"kinesis": "closed", "hot_keys": hot_keys},
+    )
 
 
 async def test_who_does_not_resume_need_not_read(autojump_clock: MockClock, place: Place) -> None:

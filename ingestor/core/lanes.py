@@ -453,7 +453,7 @@ class Lanes:
         return fresh, trigger
 
     def _board(self, lane: Lane, call: Call, now: float) -> None:
-        """Put entries of `lane` into `call` as far as call and shard have room: what goes again, or else what is new."""
+        """Put entries of `lane` into `call` as far as call and shard have room: what goes again, or what is new."""
         is_fresh = not lane.parcels
         attempts = 0 if is_fresh else lane.parcels[0].attempts
         most = 1 if self._aggregate is not None else self._limits.max_entries

@@ -30,6 +30,9 @@ BURST_S: Final = 1.0
 HOT_AFTER_S: Final = 60.0
 HOT_SHARE: Final = 0.8
 MOMENT_S: Final = 0.5
+HOT_KEY_ADVICE: Final = (
+    "more shards do not help; kinesis.partition_key symbol_event_type divides a symbol, spread gives up its order"
+)
 SAMPLE_EVERY_S: Final = 1.0  # to look into an entry takes a loop over its records, so only one a second is looked into
 
 

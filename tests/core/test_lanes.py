@@ -400,7 +400,7 @@ def test_a_blob_that_waits_for_its_shard_takes_no_half_empty_ones_along() -> Non
     lanes.add(records(ETH, 100), 0.0, 1.5)
     left = departures(lanes, 2.4, 1.5)
     assert [at_s for at_s, _ in left] == [1.75, 2.0, 2.25]
-    assert 100 not in flat(flat([call for _, call in left]))
+    assert 100 not in flat([flat(call) for _, call in left])
 
 
 def test_without_a_map_nothing_is_held_up() -> None:
@@ -435,7 +435,7 @@ def test_lanes_of_one_shard_take_turns() -> None:
     lanes.learn(ONE_SHARD)
     for key, size in ((BTC, 900), (ETH, 300), ("BNBUSDT", 300)):  # each has a lane of its own
         lanes.add(records(key, *range(40), size=size), 0.0, 0.0)
-    keys = []
+    keys: list[str] = []
     now = 0.0
     while len(keys) < 24:
         if call := lanes.take(now):

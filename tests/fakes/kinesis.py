@@ -16,6 +16,8 @@ from ingestor.core.model import EntryFailure, PutEntry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ingestor.core.model import EntryResult
+
 THROTTLED = EntryFailure("ProvisionedThroughputExceededException", "Rate exceeded for shard shardId-000000000000")
 INTERNAL = EntryFailure("InternalFailure", "Internal service failure.")
 ODD = EntryFailure("OddException", "nobody knows")
@@ -66,8 +68,8 @@ class FakeKinesis:
         self.most_in_flight = 0
         self._rng = rng or Random(1)
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
-        """Do what the script says."""
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
+        """Do what the script says; shards are called by their number."""
         self.puts.append(Put(trio.current_time(), list(entries)))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -79,13 +81,16 @@ class FakeKinesis:
         if isinstance(step, SinkError):
             raise step
         failures = [None] * len(entries) if step is None or isinstance(step, LandedThenFailed) else step(entries)
-        accepted = [entry for entry, failure in zip(entries, failures, strict=True) if failure is None]
+        places = [shard_of(entry, len(self.shards)) for entry in entries]
+        accepted = [
+            (entry, place) for entry, place, failure in zip(entries, places, failures, strict=True) if failure is None
+        ]
         self._rng.shuffle(accepted)
-        for entry in accepted:
-            self.shards[shard_of(entry, len(self.shards))].append(entry)
+        for entry, place in accepted:
+            self.shards[place].append(entry)
         if isinstance(step, LandedThenFailed):
             raise step.error
-        return failures
+        return [failure or str(place) for failure, place in zip(failures, places, strict=True)]
 
     @property
     def times(self) -> list[float]:

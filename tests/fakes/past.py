@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ingestor.aws import StoredRecord
-    from ingestor.core.model import EntryFailure, MarketData, PutEntry
+    from ingestor.core.model import EntryResult, MarketData, PutEntry
 
 T = TypeVar("T")
 _DECODE = Serializer().decode
@@ -150,7 +150,7 @@ class PastWorld:
             random=Random(self._lives),
         )
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Store entries half-way through the call, as a real one may before its answer is lost."""
         await self._pass(self._put_s / 2)
         answer = await self.stream.put(entries)

@@ -15,7 +15,7 @@ from tests.fakes.kinesis import shard_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ingestor.core.model import EntryFailure, PutEntry
+    from ingestor.core.model import EntryFailure, EntryResult, PutEntry
 
 HASH_KEYS = 1 << 128
 
@@ -36,26 +36,27 @@ class MemoryStream:
         self.calls = 0
         self._wall_ns = wall_ns
 
-    async def put(self, entries: Sequence[PutEntry], writer: int = 0) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry], writer: int = 0) -> Sequence[EntryResult]:
         """Store what is not refused; `writer` says whose call it is."""
         self.calls += 1
         await trio.lowlevel.checkpoint()
         failures = await self.before_put(entries) if self.before_put is not None else None
-        failures = failures or [None] * len(entries)
-        for entry, failure in zip(entries, failures, strict=True):
-            if failure is None:
-                self._store(entry, writer)
+        results = [
+            failure or self._store(entry, writer)
+            for entry, failure in zip(entries, failures or [None] * len(entries), strict=True)
+        ]
         if self.after_put is not None:
             await self.after_put()
-        return failures
+        return results
 
-    def _store(self, entry: PutEntry, writer: int) -> None:
+    def _store(self, entry: PutEntry, writer: int) -> str:
         number = shard_of(entry, len(self.shards))
         shard = self.shards[number]
         record = StoredRecord(entry.data, entry.partition_key, self._wall_ns() // 1_000_000, str(len(shard)))
         shard.append(record)
         if self.on_stored is not None:
             self.on_stored(number, record, writer)
+        return str(number)
 
     def records(self) -> list[StoredRecord]:
         """Everything that is stored, shard by shard."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from ingestor.core.model import EntryFailure, MarketData, PutEntry
+    from ingestor.core.model import EntryResult, MarketData, PutEntry
     from ingestor.local.faults import Fault
     from ingestor.local.venue import Feed
 
@@ -106,13 +106,13 @@ class LifeSink:
         self,
         stream: MemoryStream,
         life: Life,
-        on_answer: Callable[[Sequence[PutEntry], Sequence[EntryFailure | None]], None] | None,
+        on_answer: Callable[[Sequence[PutEntry], Sequence[EntryResult]], None] | None,
     ) -> None:
         self._stream = stream
         self._life = life
         self._on_answer = on_answer
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Put as long as there is life."""
         answer = await self._life.in_thread(partial(self._stream.put, entries, self._life.number))
         if self._on_answer is not None:
@@ -127,7 +127,7 @@ class BeatSink(LifeSink):
         super().__init__(stream, life, None)
         self._nursery = nursery
 
-    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryFailure | None]:
+    async def put(self, entries: Sequence[PutEntry]) -> Sequence[EntryResult]:
         """Put as long as there is life and somebody waits."""
         return await self._life.abandon(self._nursery(), partial(super().put, entries))
 
@@ -154,7 +154,7 @@ class MemoryWorld:
         self.beats = MemoryStream(self.wall_ns)
         self.streams = MemoryStreams({DATA: self.data, BEATS: self.beats})
         self.rest_requests: list[str] = []
-        self.on_answer: Callable[[Sequence[PutEntry], Sequence[EntryFailure | None]], None] | None = None
+        self.on_answer: Callable[[Sequence[PutEntry], Sequence[EntryResult]], None] | None = None
         self.clock_error_s = 0.0  # by how much the clocks of services are ahead of everybody else's
         self._sockets: trio.Nursery | None = None
         self._lives = 0

@@ -152,6 +152,7 @@ async def test_a_deploy_leaves_no_hole(moto_url: str, tmp_path: Path, request: p
     assert sum(row.duplicates for row in rows) > 0
     names = {"": "HeartbeatStream", heartbeats_of(stream): "HeartbeatStream", stream: "DataStream"}
     asked = {(f"kinesis:{operation}", names[name]) for operation, name in proxy.asked}
+    assert ("kinesis:ListShards", "DataStream") in asked
     assert {operation for operation, _ in asked} == {name for name in task_permissions() if name.startswith("kinesis:")}
     assert [each for each in asked if each[1] not in task_permissions()[each[0]]] == []
 

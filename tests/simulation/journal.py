@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestor.core.claims import COVERED_LIMIT, Intervals, claim_of
 from ingestor.core.kpl import disaggregate
-from ingestor.core.model import Claim, Subscription
+from ingestor.core.model import Claim, EntryFailure, Subscription
 from ingestor.core.resume import beat_from_avro
 from ingestor.serializer import Serializer, decode_heartbeat
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ingestor.aws import StoredRecord
     from ingestor.core.claims import Entry
-    from ingestor.core.model import EntryFailure, MarketData, PutEntry
+    from ingestor.core.model import EntryResult, MarketData, PutEntry
     from ingestor.core.resume import Beat
 
 
@@ -91,10 +91,10 @@ class Journal:
                 if record.source == "rest":
                     self._check_need(claim, life)
 
-    def take_answer(self, entries: Sequence[PutEntry], answer: Sequence[EntryFailure | None]) -> None:
+    def take_answer(self, entries: Sequence[PutEntry], answer: Sequence[EntryResult]) -> None:
         """Note what a life was told of its entries."""
-        for entry, failure in zip(entries, answer, strict=True):
-            if failure is None:
+        for entry, result in zip(entries, answer, strict=True):
+            if not isinstance(result, EntryFailure):
                 for claim in self._claims[entry.data]:
                     self.acknowledged.setdefault(claim.subscription, Intervals()).add(claim.first, claim.last)
 
