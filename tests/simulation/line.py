@@ -17,7 +17,8 @@ from ingestor.config import Connections
 from ingestor.core.errors import SinkError
 from ingestor.local.market import Market
 from ingestor.repair import Repair
-from tests.fakes.kinesis import INTERNAL, ODD, OVERALL_THROTTLE, THROTTLED
+from tests.fakes.fault_proxy import ShardLimit
+from tests.fakes.kinesis import INTERNAL, ODD, OVERALL_THROTTLE, THROTTLED, shard_of
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 from tests.simulation.determinism import quiet, run_virtual
 from tests.simulation.journal import Journal
@@ -36,6 +37,7 @@ GRACE_S: Final = 25.0
 CALL_TIMEOUT_S: Final = 9.0  # connect and read
 LOOK_EVERY_S: Final = 1.0
 TICK_S: Final = 0.2  # of the venue, and of the look at what waits for another feed: waking up is what a run costs most
+BUDGET_SHARE: Final = 0.9
 BATCH_BYTES: Final = 120_000  # one batch, a page of repair, may stand above a limit
 
 DOWN = SinkError("transient", "EndpointConnectionError", "down")
@@ -69,9 +71,12 @@ class WitnessedRepair(Repair):
 class Weather:
     """What one stream of Kinesis does to the calls that come in now."""
 
-    def __init__(self, troubles: Sequence[Trouble], rng: Random) -> None:
+    def __init__(self, troubles: Sequence[Trouble], rng: Random, shards: Sequence[ShardLimit]) -> None:
+        self.entries = 0
+        self.over_limit = 0  # entries that their shard had no room for
         self._troubles = troubles
         self._rng = rng
+        self._shards = shards
         self._lost: set[trio.lowlevel.Task] = set()  # calls whose answer will not come
 
     def current(self, before_s: float = 0.0) -> list[Trouble]:
@@ -107,7 +112,16 @@ class Weather:
                     failures = [refusal if rng.random() < trouble.share else failure for failure in failures]
                 case _:
                     pass
-        return failures
+        return [failure or self._limited(entry) for entry, failure in zip(entries, failures, strict=True)]
+
+    def _limited(self, entry: PutEntry) -> EntryFailure | None:
+        """Refuse what exceeds the limits of its shard."""
+        self.entries += 1
+        shard = self._shards[shard_of(entry, len(self._shards))]
+        if shard.admits(len(entry.data) + len(entry.partition_key), trio.current_time()):
+            return None
+        self.over_limit += 1
+        return THROTTLED
 
     async def after_put(self) -> None:
         """Lose the answer of what was stored."""
@@ -162,8 +176,8 @@ class Simulation:
             windows_differ=plan.windows_differ,
         )
         self.journal = Journal(trio.current_time, self._is_origin_excused)
-        self._beat_weather = self._put_under("beats")
-        self._put_under("data")
+        self._beat_weather = self._put_under("beats", 1.0)
+        self.data_weather = self._put_under("data", plan.shard_share)
         self.world.data.on_stored = self.journal.take_record
         self.world.beats.on_stored = self.journal.take_beat
         self.world.on_answer = self.journal.take_answer
@@ -306,7 +320,13 @@ class Simulation:
                 "aggregation": plan.aggregation,
                 "lanes": plan.lanes,
                 "retry": config.kinesis.retry.model_copy(update={"max_attempts": 3}),
-                "batch": config.kinesis.batch.model_copy(update={"flush_interval_s": plan.flush_interval_s}),
+                "batch": config.kinesis.batch.model_copy(
+                    update={
+                        "flush_interval_s": plan.flush_interval_s,
+                        "flush": "adaptive" if plan.adaptive else "interval",
+                    }
+                ),
+                "shard_budget_share": BUDGET_SHARE * plan.shard_share,
             }
         )
         connections = Connections(redundancy=plan.redundancy, rollover_after_s=plan.rollover_after_s)
@@ -327,11 +347,13 @@ class Simulation:
             }
         )
 
-    def _put_under(self, place: Place) -> Weather:
-        weather = Weather(
-            [each for each in self.plan.troubles if each.place == place], Random(f"{self.plan.seed}/{place}")
-        )
+    def _put_under(self, place: Place, shard_share: float) -> Weather:
         stream = self.world.data if place == "data" else self.world.beats
+        weather = Weather(
+            [each for each in self.plan.troubles if each.place == place],
+            Random(f"{self.plan.seed}/{place}"),
+            [ShardLimit(shard_share) for _ in stream.shards],
+        )
         stream.before_put = weather.before_put
         stream.after_put = weather.after_put
         return weather

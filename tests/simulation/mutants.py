@@ -80,6 +80,11 @@ def send_again_behind_what_is_newer() -> Patch:
     return patch.object(Lanes, "settle", mutant)
 
 
+def ignore_the_budget_of_a_shard() -> Patch:
+    """The map of the stream is not taken over."""
+    return patch.object(Lanes, "learn", lambda self, shards: None)
+
+
 def give_up_without_a_hole() -> Patch:
     return patch.object(KinesisProducer, "_holes", lambda self, parcel: [])
 
@@ -336,6 +341,7 @@ MUTANTS: Final = (
     forget_what_was_refused,
     forget_the_batch_that_failed,
     send_again_behind_what_is_newer,
+    ignore_the_budget_of_a_shard,
     give_up_without_a_hole,
     hold_without_limit,
     put_until_the_very_end,

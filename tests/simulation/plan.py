@@ -27,6 +27,7 @@ FIRST_FAULT_S: Final = 2.0
 FIRST_TURN_S: Final = 0.2  # a kill within the first second is the hardest one
 TIGHT_BYTES: Final = 30_000
 ROOMY_BYTES: Final = 1 << 20
+NARROW: Final = {"kpl": 0.002, "none": 0.005}  # of what a real shard takes: some two or three times the traffic here
 
 Place: TypeAlias = Literal["data", "beats"]
 What: TypeAlias = Literal["down", "late", "lost_answers", "timeouts", "throttled", "call_throttled", "denied", "odd"]
@@ -104,12 +105,25 @@ class Plan(Struct, frozen=True, kw_only=True):
     channel_bytes: int = 1 << 20
     channel_batches: int = 256
     flush_interval_s: float = 1.0
+    adaptive: bool = False
+    narrow_shards: bool = False  # shards take so little that budgets matter, as with a thousand times the traffic
     patience_s: float = 240.0  # for everything to be made good, once all is calm
 
     @property
     def calm_s(self) -> float:
         """From when on nothing fails any more."""
         return self.duration_s * (1 - CALM_SHARE)
+
+    @property
+    def shard_share(self) -> float:
+        """What each shard takes, of what a real one does."""
+        return NARROW[self.aggregation] if self.narrow_shards else 1.0
+
+    @property
+    def may_throttle(self) -> bool:
+        """Whether anything happens that no budget can foresee: another writer, or calls that arrive later than sent."""
+        late = {"late", "timeouts"}
+        return bool(self.turns) or any(each.what in late for each in self.troubles if each.place == "data")
 
     @property
     def may_repeat(self) -> bool:
@@ -159,6 +173,8 @@ def draw(seed: int, minutes: float = 5.0) -> Plan:
         channel_bytes=TIGHT_BYTES if is_tight else ROOMY_BYTES,
         channel_batches=8 if is_tight else 256,
         flush_interval_s=rng.choice((0.2, 1.0)),
+        adaptive=rng.random() < 0.2,
+        narrow_shards=rng.random() < 0.5,
     )
 
 

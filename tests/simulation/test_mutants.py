@@ -27,6 +27,9 @@ CAUGHT_BY: Final[dict[Callable[[], object], Plan]] = {
     mutants.forget_what_was_refused: calm(40, troubles=[Trouble(8, 12, "data", "throttled", 0.6)]),
     mutants.forget_the_batch_that_failed: calm(40, troubles=[Trouble(8, 4, "data", "down")]),
     mutants.send_again_behind_what_is_newer: calm(40, troubles=[Trouble(8, 20, "data", "throttled", 0.6)]),
+    mutants.ignore_the_budget_of_a_shard: calm(
+        80, narrow_shards=True, lanes=8, flush_interval_s=0.2, troubles=[Trouble(10, 20, "data", "down")]
+    ),
     mutants.give_up_without_a_hole: calm(60, troubles=[Trouble(8, 20, "data", "odd")]),
     mutants.hold_without_limit: calm(100, troubles=[Trouble(8, 80, "data", "down")], **TIGHT),
     mutants.put_until_the_very_end: calm(

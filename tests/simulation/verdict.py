@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.journal import Stored
     from tests.simulation.line import Running, Simulation
 
+RARE: Final = 0.01  # of all entries
 Told: TypeAlias = "Mapping[tuple[Subscription, int], Message]"
 
 
@@ -37,6 +38,7 @@ def judge(simulation: Simulation) -> list[str]:
         found += _disordered_repairs(simulation)
     found += _undeserved_holes(simulation)
     found += _unfinished_business(simulation)
+    found += _throttled(simulation)
     if not simulation.plan.may_repeat:
         found += _repeated(journal.stored)
     return found
@@ -252,6 +254,13 @@ def _unfinished_business(simulation: Simulation) -> Iterator[str]:
     for subscription, entry in beats[-1].coverage():
         if entry.watermark != marks[subscription]:
             yield f"the last beat says {entry.watermark} of {subscription.stream_name}, known is {marks[subscription]}"
+
+
+def _throttled(simulation: Simulation) -> Iterator[str]:
+    """Find entries that were tried although their shard had no room: they are to be held back."""
+    weather = simulation.data_weather
+    if not simulation.plan.may_throttle and weather.over_limit > RARE * weather.entries:
+        yield f"shards had no room for {weather.over_limit} of {weather.entries} entries"
 
 
 def _repeated(stored: Sequence[Stored]) -> Iterator[str]:
