@@ -37,7 +37,8 @@ class ListsShards(Protocol):
 class ShardWatch:
     """Lists the shards of `stream` and hands them to `learn`: at once, every few minutes, and on news.
 
-    `wait_for_news` returns when an answer has named a shard that is not on the map.
+    `wait_for_news` returns when an answer has named a shard that is not on the map; `pace_s` is the least time between
+    two looks.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class ShardWatch:
         *,
         learn: Callable[[Sequence[ShardInfo]], None],
         wait_for_news: Callable[[], Awaitable[None]],
+        pace_s: float = PACE_S,
     ) -> None:
         self._streams = streams
         self._stream = stream
         self._learn = learn
         self._wait_for_news = wait_for_news
+        self._pace_s = pace_s
         self._open: set[str] = set()
         self._has_complained = False
 
@@ -60,9 +63,9 @@ class ShardWatch:
         is_outdated = False
         while True:
             is_listed = await self._look(is_outdated=is_outdated)
-            await trio.sleep(PACE_S)
+            await trio.sleep(self._pace_s)
             is_outdated = False
-            with trio.move_on_after((LOOK_EVERY_S if is_listed else TRY_AGAIN_S) - PACE_S):
+            with trio.move_on_after((LOOK_EVERY_S if is_listed else TRY_AGAIN_S) - self._pace_s):
                 await self._wait_for_news()
                 is_outdated = True
 

@@ -19,6 +19,13 @@ def moto_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def kinesis_local_url() -> Iterator[str]:
+    """Return where kinesis-local listens; it can reshard: moto goes on writing to closed shards (facts/aws.md §4)."""
+    with open_engine("kinesis-local") as url:
+        yield url
+
+
 @pytest.fixture(scope="session", params=ENGINES)
 def engine_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Return where an engine listens; the test runs once with each."""

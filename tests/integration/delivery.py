@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -19,14 +19,17 @@ from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, Subscription
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.metrics import Metrics
 from ingestor.reader import OLDEST, ShardPage, StreamReader
+from ingestor.shard_watch import ShardWatch
 from ingestor.threads import open_threads
 from tests.integration.engines import REGION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ingestor.core.model import DeadLetter, HoleReason
+    from ingestor.core.shards import ShardInfo
 
+T = TypeVar("T")
 BATCH_IDS = 5
 SYMBOLS = tuple(f"COIN{n}USDT" for n in range(6))
 
@@ -62,7 +65,8 @@ def settings_for(url: str, stream: str, aggregation: Literal["kpl", "none"], *, 
 class Line:
     """The end of the line: a producer, what it was told was stored, and what it thinks of Kinesis."""
 
-    def __init__(self, settings: Kinesis) -> None:
+    def __init__(self, settings: Kinesis, *, on_shards: Callable[[list[ShardInfo]], None] | None = None) -> None:
+        """With `on_shards` the shards of the stream are known, and told each time that they are listed."""
         self.fact = SinkFact()
         self.letters = Letters()
         self.metrics = Metrics(CollectorRegistry())
@@ -71,6 +75,9 @@ class Line:
         ends: tuple[BatchSender[EncodedBatch], BatchReceiver[EncodedBatch]] = open_batch_channel(16, 1_000_000)
         self._sender, self._receiver = ends
         self._api = KinesisApi(lambda: make_kinesis_client(settings), open_threads(4))
+        self._settings = settings
+        self._on_shards = on_shards
+        self._is_mapped = trio.Event()
         self._producer = KinesisProducer(
             settings,
             KinesisSink(self._api, settings.stream_name),
@@ -91,15 +98,34 @@ class Line:
         self._progress.set()
         self._progress = trio.Event()
 
-    async def deliver(self, per_symbol: int) -> None:
+    async def deliver(self, per_symbol: int, *, pace_s: float = 0.0) -> None:
         """Send ids 1 to `per_symbol` of every symbol; hang up and return when all of them were acknowledged."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as watching, trio.open_nursery() as nursery:
+            if self._on_shards is not None:
+                watching.start_soon(self._watch_shards, self._on_shards)
+                await self._is_mapped.wait()
             await nursery.start(self._producer.run, self._receiver)
             with self._sender:
                 for first in range(1, per_symbol + 1, BATCH_IDS):
                     await self._sender.send(batch_of(first, min(first + BATCH_IDS - 1, per_symbol)))
-                while any(claimed.count() < per_symbol for claimed in self.claimed.values()):
-                    await self._progress.wait()
+                    await trio.sleep(pace_s)
+                await self.wait_claimed(per_symbol)
+            watching.cancel_scope.cancel()
+
+    async def wait_claimed(self, per_symbol: int) -> None:
+        """Wait until so many ids of every symbol were acknowledged."""
+        while any(claimed.count() < per_symbol for claimed in self.claimed.values()):
+            await self._progress.wait()
+
+    async def _watch_shards(self, on_shards: Callable[[list[ShardInfo]], None]) -> None:
+        def learn(shards: Sequence[ShardInfo]) -> None:
+            on_shards(list(shards))
+            self._producer.learn_shards(shards)
+            self._is_mapped.set()
+
+        streams, name = StreamClient(self._api), self._settings.stream_name
+        wait_for_news = self._producer.wait_unknown_shard
+        await ShardWatch(streams, name, learn=learn, wait_for_news=wait_for_news, pace_s=0.1).run()
 
 
 def no_holes_here(claim: Claim, reason: HoleReason) -> EncodedRecord:
@@ -137,6 +163,6 @@ async def read_back(url: str, stream: str) -> dict[str, list[int]]:
     return stored
 
 
-def first_arrivals(ids: Iterable[int]) -> list[int]:
+def first_arrivals(ids: Iterable[T]) -> list[T]:
     """Return ids in order without those that were there before."""
     return list(dict.fromkeys(ids))

@@ -13,6 +13,7 @@ from tests.integration.engines import CREDENTIALS, client_of, create_stream, str
 
 if TYPE_CHECKING:
     from ingestor.config import Kinesis
+    from ingestor.core.shards import ShardInfo
 
 pytestmark = pytest.mark.integration
 
@@ -116,6 +117,21 @@ async def test_a_hot_shard_slows_the_line_and_loses_nothing(
             await line.deliver(per_symbol)
         await assert_all_is_there(line, engine_url, settings, per_symbol)
     assert proxy.seen("ProvisionedThroughputExceededException") > 0
+    assert_order_rules_were_kept(proxy, stream)
+
+
+async def test_what_is_budgeted_is_not_throttled(moto_stream: tuple[str, str]) -> None:
+    """The same shards, their map known: what they have no room for waits before the call."""
+    engine_url, stream = moto_stream
+    per_symbol, share = 150, 0.006
+    maps: list[list[ShardInfo]] = []
+    with trio.fail_after(DEADLINE_S):
+        async with open_fault_proxy(engine_url, faults=Faults(shard_share=share)) as proxy:
+            settings = settings_for(proxy.url, stream, "kpl").model_copy(update={"shard_budget_share": 0.9 * share})
+            line = Line(settings, on_shards=maps.append)
+            await line.deliver(per_symbol)
+        await assert_all_is_there(line, engine_url, settings, per_symbol)
+    assert proxy.seen("ProvisionedThroughputExceededException") == 0 < len(maps)
     assert_order_rules_were_kept(proxy, stream)
 
 

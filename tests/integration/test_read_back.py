@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -15,7 +14,7 @@ from ingestor.aws import KinesisApi, KinesisSink, StreamClient, make_kinesis_cli
 from ingestor.core.claims import Coverage
 from ingestor.core.health import HealthBoard
 from ingestor.core.intake import Begin
-from ingestor.core.model import Claim, PutEntry, Subscription
+from ingestor.core.model import Claim, EntryFailure, PutEntry, Subscription
 from ingestor.core.resume import Identity, Resume, Resumed
 from ingestor.heartbeat import Author, HeartbeatWriter, ReadBack
 from ingestor.metrics import Metrics
@@ -23,10 +22,7 @@ from ingestor.reader import OLDEST, ShardPage, StreamReader
 from ingestor.serializer import decode_heartbeat, encode_heartbeat
 from ingestor.threads import open_threads
 from tests.integration.delivery import settings_for
-from tests.integration.engines import CREDENTIALS, client_of, create_stream, open_engine, stream_name_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.integration.engines import CREDENTIALS, client_of, create_stream, stream_name_of
 
 pytestmark = pytest.mark.integration
 
@@ -98,19 +94,12 @@ async def test_a_new_task_finds_what_old_ones_left_undone(engine_url: str, reque
     assert all(list(answer.missing) == [(21, 25), (31, 33)] for answer in answers)
 
 
-@pytest.fixture
-def splitting_url() -> Iterator[str]:
-    """Return where kinesis-local listens: moto goes on writing to closed shards (facts/aws.md §4)."""
-    with open_engine("kinesis-local") as url:
-        yield url
-
-
-async def test_order_survives_a_split(splitting_url: str, request: pytest.FixtureRequest) -> None:
+async def test_order_survives_a_split(kinesis_local_url: str, request: pytest.FixtureRequest) -> None:
     """Records of one key, before and after its shard was split: bounded and following readers see them in order."""
     stream = stream_name_of(request.node.name)
-    client = client_of(splitting_url)
+    client = client_of(kinesis_local_url)
     await trio.to_thread.run_sync(create_stream, client, stream, 1)
-    sink = KinesisSink(api_of(splitting_url, stream), stream)
+    sink = KinesisSink(api_of(kinesis_local_url, stream), stream)
     followed, read = list[bytes](), list[bytes]()
     all_seen = trio.Event()
 
@@ -122,11 +111,12 @@ async def test_order_survives_a_split(splitting_url: str, request: pytest.Fixtur
 
     async def put(numbers: range) -> None:
         for number in numbers:
-            assert await sink.put([PutEntry(b"%d" % number, "key", None)]) == [None]
+            [result] = await sink.put([PutEntry(b"%d" % number, "key", None)])
+            assert not isinstance(result, EntryFailure)
 
     with trio.fail_after(40):
         async with trio.open_nursery() as nursery:
-            reader = reader_of(splitting_url, stream)
+            reader = reader_of(kinesis_local_url, stream)
             nursery.start_soon(partial(reader.read, OLDEST, partial(take, followed), follow=True))
             await put(range(5))
             split = partial(
@@ -140,5 +130,5 @@ async def test_order_survives_a_split(splitting_url: str, request: pytest.Fixtur
             await put(range(5, 10))
             await all_seen.wait()
             nursery.cancel_scope.cancel()
-        await reader_of(splitting_url, stream).read(OLDEST, partial(take, read))
+        await reader_of(kinesis_local_url, stream).read(OLDEST, partial(take, read))
     assert followed == read == [b"%d" % number for number in range(10)]
