@@ -45,8 +45,11 @@ log = structlog.get_logger()
 
 MAX_RECORD_BYTES = 1_048_576  # data and partition key, unless the stream was opted in for more (facts/aws.md §1.1)
 # Two overlap the network wait of one call with the work of the other; boto3 holds the GIL while it works, so more only
-# make the calls smaller and the loop slower (architecture.md §9).
-CALLS_IN_FLIGHT = 2
+# make the calls smaller and the loop slower (architecture.md §9). One that is out for longer works no more: it waits,
+# perhaps for its timeout, and idle lanes do not wait with it.
+CALLS_AT_WORK = 2
+AT_WORK_S = 0.5
+CALLS_IN_FLIGHT = 8
 BREAKER_VALUES = {"closed": 0, "half_open": 1, "open": 2}
 
 
@@ -86,7 +89,6 @@ class KinesisProducer:
         farewell_s: float,
         open_spool: OpenSpool | None = None,
         max_record_bytes: int = MAX_RECORD_BYTES,
-        calls_in_flight: int = CALLS_IN_FLIGHT,
     ) -> None:
         """`on_given_up` is told which records will never be delivered, once their holes are in place.
 
@@ -105,7 +107,6 @@ class KinesisProducer:
         self._held_max_bytes = held_max_bytes
         self._farewell_s = farewell_s
         self._max_record_bytes = max_record_bytes
-        self._calls_in_flight = calls_in_flight
         self._retry = settings.retry
 
         def new_delays() -> Backoff:
@@ -131,7 +132,7 @@ class KinesisProducer:
         self._spool = None if open_spool is None else open_spool(self._lanes, memory_max_bytes=held_max_bytes)
         self._delays = new_delays()
         self._paused_until = -math.inf
-        self._calls = 0
+        self._calls: list[float] = []  # when those that are out began
         self._ended = False
         self._unsaved_records: int | None = None  # what neither Kinesis nor the disk has at the end
         self._last_put_at = math.inf
@@ -241,15 +242,17 @@ class KinesisProducer:
         while (due_at := self._due_at(now)) <= now:
             self._breaker.start()
             self._note_breaker()
-            self._calls += 1
-            calls.start_soon(self._carry, self._lanes.take(now, at_once=self._ended))
+            self._calls.append(now)
+            calls.start_soon(self._carry, self._lanes.take(now, at_once=self._ended), now)
             self._note_hot_keys()
         return due_at
 
     def _due_at(self, now: float) -> float:
-        if self._calls == self._calls_in_flight or now >= self._last_put_at:
+        if len(self._calls) == CALLS_IN_FLIGHT or now >= self._last_put_at:
             return math.inf
         due_at = max(self._lanes.due_at(now, at_once=self._ended), self._breaker.allows_at, self._paused_until)
+        if len(self._calls) >= CALLS_AT_WORK:
+            due_at = max(due_at, self._calls[-CALLS_AT_WORK] + AT_WORK_S)
         return min(due_at, self._last_put_at) if self._ended else due_at
 
     def _is_over(self, now: float) -> bool:
@@ -257,7 +260,7 @@ class KinesisProducer:
         is_empty = not self._lanes.held_bytes and (self._spool is None or self._spool.is_drained)
         return is_empty or now >= self._last_put_at or self._breaker.state == "open"
 
-    async def _carry(self, call: list[Parcel]) -> None:
+    async def _carry(self, call: list[Parcel], began_s: float) -> None:
         """Bring one call to its end; cancelled half-way, its entries stay with their lanes, unclaimed."""
         try:
             too_large = [parcel for parcel in call if parcel.size_bytes > self._max_record_bytes]
@@ -269,7 +272,7 @@ class KinesisProducer:
             if hopeless:
                 await self._give_up(hopeless)
         finally:
-            self._calls -= 1
+            self._calls.remove(began_s)
             self._lanes.release(call)
             if self._spool is not None:
                 self._spool.settle({parcel.lane.index for parcel in call})

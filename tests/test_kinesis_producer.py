@@ -21,7 +21,7 @@ from ingestor.core.health import SinkFact
 from ingestor.core.kpl import disaggregate
 from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, EntryFailure, PutEntry, Subscription
 from ingestor.core.shards import ShardInfo
-from ingestor.kinesis_producer import KinesisProducer, event_type_of
+from ingestor.kinesis_producer import CALLS_IN_FLIGHT, KinesisProducer, event_type_of
 from ingestor.metrics import Metrics
 from tests.fakes.fault_proxy import ShardLimit
 from tests.fakes.kinesis import (
@@ -186,18 +186,76 @@ async def test_a_record_that_proves_nothing_is_delivered_without_a_claim(autojum
 
 
 async def test_under_load_few_big_calls_are_under_way(autojump_clock: MockClock) -> None:
-    """What gathers while the calls are out goes into the next ones, and a lane is never in two."""
+    """What gathers while the calls are out goes into the next ones, and a lane is never in two.
+
+    Two that are young are never joined by a third: boto3 works on them.
+    """
     bench = Bench(FakeKinesis(latency_s=1.0), **ADAPTIVE, lanes=8)
     async with bench.running() as sender:
         for number in range(100):
             for key in "ABCDEFGH":
                 await sender.send(batch(number, key=key))
             await trio.sleep(0.1)
-    assert bench.kinesis.most_in_flight == 2
-    assert len(bench.kinesis.puts) <= 24
+    times = bench.kinesis.times
+    assert all(third - first >= 0.5 for first, third in zip(times, times[2:], strict=False))
+    assert len(times) <= 24
     for put in bench.kinesis.puts:
         assert len({entry.explicit_hash_key for entry in put.entries}) == len(put.entries)
     assert all(stored(bench, key) == list(range(100)) for key in "ABCDEFGH")
+
+
+async def test_an_idle_lane_sends_at_once_and_a_busy_one_what_gathered(autojump_clock: MockClock) -> None:
+    """`adaptive`: the first record leaves when it comes, the others with the next blob, the moment the put is back."""
+    bench = Bench(FakeKinesis(latency_s=0.03), **ADAPTIVE)
+    async with bench.running() as sender:
+        for number, at_s in enumerate((1.0, 1.01, 1.02, 1.06, 1.5)):
+            await trio.sleep_until(at_s)
+            await sender.send(batch(number))
+    assert bench.kinesis.times == [1.0, 1.03, 1.06, 1.5]
+    assert [len(disaggregate(*entry[:2])) for put in bench.kinesis.puts for entry in put.entries] == [1, 2, 1, 1]
+    assert bench.sample("message_processing_latency_seconds_sum", stage="put") == pytest.approx(0.02 + 0.01)
+
+
+async def test_the_interval_is_no_more_than_a_cap(autojump_clock: MockClock) -> None:
+    """`interval`: a record waits for company so long and no longer; `adaptive`: not at all, whatever the interval."""
+    times = {}
+    for flush in ("interval", "adaptive"):
+        bench = Bench(FakeKinesis(), batch=BatchLimits(flush=flush, flush_interval_s=5.0))
+        began = trio.current_time()
+        async with bench.running() as sender:
+            await sender.send(batch(1))
+            await trio.sleep(2)
+            await sender.send(batch(2))
+            await trio.sleep(10)
+        times[flush] = [at_s - began for at_s in bench.kinesis.times]
+    assert times == {"interval": [5.0], "adaptive": [0.0, 2.0]}
+
+
+async def test_idle_lanes_do_not_wait_with_puts_that_hang(autojump_clock: MockClock) -> None:
+    """Two calls are at work for half a second at most; who waits longer waits for the network, and alone."""
+    bench = Bench(FakeKinesis(latency_s=6.0), **ADAPTIVE)
+    async with bench.running() as sender:
+        for number, key in enumerate("ABCDE"):  # a lane each
+            await trio.sleep_until(number / 100)
+            await sender.send(batch(1, key=key))
+        await trio.sleep_until(1.5)
+        await sender.send(batch(1, key="G"))
+        await sender.send(batch(1, key="F"))  # the lane of B
+        await trio.sleep(10)
+    assert bench.kinesis.times == [0.0, 0.01, 0.5, 1.5, 6.01]
+    assert [[entry.data for entry in put.entries] for put in bench.kinesis.puts] == [
+        [b"1;"] * n for n in (1, 1, 3, 1, 1)
+    ]
+
+
+async def test_calls_are_bounded_however_many_hang(autojump_clock: MockClock) -> None:
+    """Each has a thread of its own."""
+    bench = Bench(FakeKinesis(latency_s=60.0), **ADAPTIVE, lanes=64)
+    async with bench.running() as sender:
+        for number in range(64):
+            await sender.send(batch(1, key=f"K{number}"))
+            await trio.sleep(1)
+    assert bench.kinesis.most_in_flight == CALLS_IN_FLIGHT == 8
 
 
 async def test_only_the_refused_part_is_sent_again_and_only_then_claimed(autojump_clock: MockClock) -> None:
