@@ -50,6 +50,8 @@ _BAR_SETTLES_MS: Final = 2_000  # the venue closes a bar up to 1.8 s late; what 
 
 _BOOK_WORKERS: Final = 3
 _FEW_LEVELS: Final = 100  # the dearest snapshot of the lowest price
+_LOOK_AGAIN_S: Final = 1.0
+_LONGEST_RUSH_S: Final = 300.0  # symbols that never speak must not keep the others from being refreshed
 _REFRESH_SPREAD: Final = (0.75, 1.25)
 _RELAPSE_S: Final = 60.0  # a book lost again this soon after its snapshot waits longer for the next one
 _LONGEST_BOOK_WAIT_S: Final = 60.0
@@ -67,6 +69,10 @@ class Books(Protocol):
 
     def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
         """Start the book from a snapshot of at most `levels` a side and return its record; None asks for another."""
+        ...
+
+    def in_doubt(self) -> int:
+        """How many books need a snapshot, or may find out that they do, whether they have asked for one or not."""
         ...
 
 
@@ -505,6 +511,7 @@ class _BookSync:
         self._bell = _Bell()
         self._wishes: dict[str, _Wish] = {}
         self._in_flight: dict[str, trio.CancelScope] = {}
+        self._rush_s = inf  # since when books that may yet ask would need more than is left
 
     def request(self, symbol: str) -> None:
         now = trio.current_time()
@@ -528,10 +535,28 @@ class _BookSync:
         while True:
             await self._outlet.records.wait_for_room()
             due_s, symbol = self._next(urgent)
-            if due_s > trio.current_time():
+            now = trio.current_time()
+            if due_s > now:
                 await self._bell.wait_until(due_s)
+            elif not urgent and (calm_s := self._calm_at()) > now:
+                await trio.sleep_until(min(calm_s, now + _LOOK_AGAIN_S))
             else:
                 await self._seed(symbol, self._wishes[symbol])
+
+    def _calm_at(self) -> float:
+        """From when on there is budget for what only makes answers better; inf for not before a book is seeded.
+
+        First come books that cannot answer: those that wait, and while all start or reconnect, those whose next message
+        is yet to come.
+        """
+        now = trio.current_time()
+        if any(wish.urgent and wish.due_s <= now for wish in self._wishes.values()):
+            return inf
+        if self._books.in_doubt() * depth_weight(_FEW_LEVELS) <= self._rest.weight_left("books"):
+            self._rush_s = inf
+            return -inf
+        self._rush_s = min(self._rush_s, now)
+        return self._rush_s + _LONGEST_RUSH_S
 
     def _next(self, urgent: bool) -> tuple[float, str]:
         """Return the wish that is due first, and when; never (inf) if there is none."""
@@ -566,9 +591,13 @@ class _BookSync:
             await self._outlet.send([record], [msgspec.json.encode(snapshot)])
 
     def _levels(self, wish: _Wish) -> int:
-        """Return how many levels to ask for: few while many books wait, so that all can answer soon."""
+        """Return how many levels to ask for: few while many books wait, so that all can answer soon.
+
+        Books that may find out with their next message wait as well: the budget has to last for them.
+        """
         most = self._settings.snapshot_levels
-        if wish.urgent and self.waiting() * depth_weight(most) > self._rest.weight_left("books"):
+        waiting = max(self.waiting(), self._books.in_doubt())
+        if wish.urgent and waiting * depth_weight(most) > self._rest.weight_left("books"):
             return min(_FEW_LEVELS, most)
         return most
 

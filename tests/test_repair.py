@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +20,7 @@ from ingestor.core.claims import kline_open_ms, kline_ordinal
 from ingestor.core.model import Claim, DeadLetter, Gap, Hole, MarketData, RecordBatch, Subscription
 from ingestor.metrics import Metrics
 from ingestor.repair import Repair
-from ingestor.rest_client import RestClient, RestrictedLocationError
+from ingestor.rest_client import RestClient, RestrictedLocationError, depth_weight
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, rows_of, wall_ns
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class FakeBooks:
 
     refusals: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[float, str, str, int]] = field(default_factory=list)
+    others: int = 0  # books that may ask for a snapshot yet
 
     def begin_buffering(self, symbol: str) -> None:
         self.calls.append((trio.current_time(), "buffer", symbol, 0))
@@ -52,6 +53,9 @@ class FakeBooks:
         left = self.refusals.get(symbol, 0)
         self.refusals[symbol] = max(0, left - 1)
         return None if left else snapshot_record(symbol, snapshot, received_us, "10.0", "11.0")
+
+    def in_doubt(self) -> int:
+        return self.others
 
     def loads(self, symbol: str) -> list[tuple[float, int]]:
         return [(at_s, levels) for at_s, what, name, levels in self.calls if (what, name) == ("load", symbol)]
@@ -615,6 +619,44 @@ async def test_many_books_start_shallow_and_are_deepened_later(autojump_clock: M
         await trio.sleep(400)
         assert all(on.books.loads(symbol)[-1][1] == 1000 for symbol in symbols)
         assert all(len(on.books.loads(symbol)) <= 2 for symbol in symbols)
+
+
+async def test_a_thousand_books_never_exceed_the_budget_and_are_all_deep_in_the_end(autojump_clock: MockClock) -> None:
+    """As completeness.md §7 says: 5000 weight for a start, and then more than ten minutes for all levels."""
+    symbols = [f"S{number}USDT" for number in range(1000)]
+    venue = FakeRest(markets={symbol: Market(books=deque([BOOK])) for symbol in symbols})
+    async with bench(venue, max_batches=10_000) as on:
+        for symbol in symbols:
+            on.repair.request_snapshot(symbol)
+        await trio.sleep(61)
+        assert on.repair.pending()["books"] == 0
+        assert [asked.params["limit"] for asked in venue.asked[:960]] == ["100"] * 960  # all of the first minute
+        await trio.sleep(12 * 60)
+    deep = [asked.at_s for asked in venue.asked if asked.params["limit"] == "1000"]
+    assert len(deep) == 1000
+    assert 10 * 60 < deep[-1] < 12 * 60
+    by_minute = Counter[int]()
+    for asked in venue.asked:
+        by_minute[int(asked.at_s // 60)] += depth_weight(int(asked.params["limit"]))
+    assert max(by_minute.values()) <= 0.8 * 6000
+
+
+async def test_books_that_may_yet_ask_are_thought_of(autojump_clock: MockClock) -> None:
+    """The first to speak of a thousand gets few levels, and not more before the others had their turn.
+
+    Not for ever, because some never speak.
+    """
+    venue = venue_with(Market(books=deque([BOOK])))
+    async with bench(venue, books=FakeBooks(others=1000)) as on:
+        on.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(299)
+        assert on.books.loads("BTCUSDT") == [(0, 100)]
+        await trio.sleep(2)
+        assert on.books.loads("BTCUSDT") == [(0, 100), (300, 1000)]
+        on.books.others = 0
+        on.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(60)
+        assert on.books.loads("BTCUSDT")[2:] == [(301.5, 1000)]
 
 
 async def test_a_lost_book_overtakes_the_deepening_of_others(autojump_clock: MockClock) -> None:

@@ -196,7 +196,7 @@ class LiveDepth:
     """Order book changes of one symbol, and its book."""
 
     has_joined = True
-    __slots__ = ("book", "received", "subscription", "symbol", "tracker")
+    __slots__ = ("book", "left_at", "received", "subscription", "symbol", "tracker")
 
     def __init__(self, subscription: Subscription, prices: PriceCache) -> None:
         self.subscription = subscription
@@ -204,6 +204,12 @@ class LiveDepth:
         self.tracker = DepthTracker()
         self.book = OrderBook(prices)
         self.received = 0
+        self.left_at = -1  # what was received when the last feed of it ended
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether there is no book, or one that may turn out to be lost with the next diff: it had no feed since."""
+        return self.book.state is BookState.UNSYNCHRONISED or self.received == self.left_at
 
     def accept(self, event: Event, raw: bytes, received_us: int, accepted: Accepted) -> bool:
         """Take one diff, with the best of the book after it; False if it is not what the stream's name promises."""
@@ -452,6 +458,9 @@ class Intake:
             shared.leave(inlet.streams[name], accepted)
             if len(inlets) == 1:
                 self._unshare(name, shared, inlets[0], accepted)
+        elif subscription.kind == "depth":
+            live = self._depths[subscription.symbol]
+            live.left_at = live.received
         inlet.streams[name] = ENDED
         self._forget_if_ended(subscription)
 
@@ -589,6 +598,10 @@ class Intake:
         return {
             live.subscription: live.tracker.expected for live in self._streams.values() if live.tracker.expected >= 0
         }
+
+    def in_doubt(self) -> int:
+        """Return how many books need a snapshot, or may find out that they do."""
+        return sum(each.is_in_doubt for each in self._depths.values())
 
     def synchronised(self) -> tuple[int, int]:
         """Return how many books are synchronised, and how many there are."""

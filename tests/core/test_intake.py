@@ -159,6 +159,25 @@ def test_depth_events_carry_the_best_of_the_synchronised_book() -> None:
     assert intake.synchronised() == (1, 1)
 
 
+def test_a_book_is_in_doubt_until_it_is_seeded_and_after_every_pause() -> None:
+    """What happened while no feed carried it shows with its next message; a second feed leaves no pause."""
+    intake = an_intake()
+    assert intake.in_doubt() == 1
+    accept(intake, diff(100, 105))
+    intake.begin_buffering("BTCUSDT")
+    intake.load_snapshot("BTCUSDT", DepthSnapshot(108, [], []), 1000, RECEIVED_US)
+    assert intake.in_doubt() == 0
+    other = intake.open((DEPTH,))
+    intake.close(other, 1.0)
+    assert intake.in_doubt() == 0
+    intake.close(intake.inlet, 1.0)
+    assert intake.in_doubt() == 1
+    intake.inlet = intake.open((DEPTH,))
+    assert intake.in_doubt() == 1
+    accept(intake, diff(106, 108))
+    assert intake.in_doubt() == 0
+
+
 def test_a_snapshot_older_than_the_diffs_is_refused() -> None:
     """Another one must be fetched; nothing is emitted for it."""
     intake = an_intake()
