@@ -112,7 +112,9 @@ def test_the_consumer_throws_away_what_was_aggregated_without_one_hash_for_all()
     aggregator = RecordAggregator()
     for symbol in SYMBOLS:
         aggregator.add_user_record(symbol, b"data")
-    partition_key, _, data = aggregator.clear_and_get().get_contents()
+    blob = aggregator.clear_and_get()
+    assert blob is not None
+    partition_key, _, data = blob.get_contents()
     consumer = Consumer()
     half: ShardTypeDef = {
         "ShardId": "lower",
