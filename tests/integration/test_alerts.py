@@ -169,7 +169,10 @@ async def test_alerts_fire_and_every_panel_has_data(moto_url: str, tmp_path: Pat
 @pytest.mark.alerts
 async def test_every_alert_fires(moto_url: str, tmp_path: Path) -> None:
     """Kinesis away and throttled, the venue gone and late, the machine too small, tasks dead: each has its alert."""
-    everything = (kinesis_goes_away, kinesis_throttles, the_venue_fails, the_machine_fails, the_demo)
+    everything = (
+        *(kinesis_goes_away, kinesis_throttles, the_shards_are_full),
+        *(the_venue_fails, the_machine_fails, the_demo),
+    )
     assert await suffer(everything, moto_url, tmp_path) == ALERTS
 
 
@@ -202,6 +205,14 @@ async def kinesis_throttles(world: World) -> None:
             await world.wait_fired(
                 task.instance, "IngestorPutsNotAccepted", "IngestorLatencyHigh", "IngestorFilesRunOut"
             )
+
+
+async def the_shards_are_full(world: World) -> None:
+    """Budget so little for them that lanes wait all the time, before anything is throttled."""
+    async with open_venue(new_venue()) as urls:
+        task = await world.task("full", urls, world.engine_url, kinesis={"shard_budget_share": 0.0007})
+        async with task.watched(world):
+            await world.wait_fired(task.instance, "IngestorShardsFull")
 
 
 def allow_few_files(pid: int) -> None:
