@@ -73,8 +73,8 @@ async def test_a_thousand_symbols_start_and_come_back_within_the_weight_budget(
             await trio.sleep(LOST_S - 1)
             synchronised, _ = line.intake.synchronised()
             at_start = levels_asked_for(world)
-            assert synchronised > 600  # the others have not spoken twice
-            assert len(at_start) > 850
+            assert synchronised > 500
+            assert len(at_start) > 600
             assert set(at_start) == {100}
 
             await trio.sleep(AWAY_S)
@@ -84,7 +84,7 @@ async def test_a_thousand_symbols_start_and_come_back_within_the_weight_budget(
             again = levels_asked_for(world)[before:]
             assert len(again) > 500
             assert set(again) == {100}
-            assert line.intake.in_doubt() < 250  # most of which have not spoken since
+            assert line.intake.in_doubt() < 400  # of which many have not spoken since
             stop.set()
     assert service.metrics.reconnections.value >= 15
     assert 4500 < max(used) <= BUDGET
