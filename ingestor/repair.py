@@ -457,7 +457,7 @@ class _BarPages:
     async def fetch(self, run: Gap) -> Gap | None:
         symbol, interval = run.subscription.symbol, run.subscription.kind.removeprefix("kline_")
         # Asked before the bars: one that was over then is over in the answer, which marks nothing as unfinished.
-        settled_ms = await self._rest.server_time_ms() - _BAR_SETTLES_MS
+        settled_ms = await self._rest.recent_time_ms() - _BAR_SETTLES_MS
         last = min(run.last, run.first + PAGE_ROWS - 1, kline_ordinal(interval, settled_ms) - 1)
         if last < run.first:
             until_over_s = (kline_open_ms(interval, run.first + 1) - settled_ms) / 1000

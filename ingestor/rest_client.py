@@ -78,6 +78,7 @@ _ANSWER_BYTES: Final = 4 << 20
 _LARGE_ANSWERS_BYTES: Final = {"exchangeInfo": 64 << 20, "ticker/24hr": 16 << 20}
 _LIMITED_PAUSE_MS: Final = {429: 60_000, 418: 120_000}  # when the venue names no time: a minute's window, the least ban
 _CLOCK_MARGIN_MS: Final = 1000  # a time by the venue's clock, which may not have been asked for yet
+_TIME_HOLDS_S: Final = 10.0
 _CLOCK_EVERY_S: Final = 300.0  # clocks drift by milliseconds in that time, unless somebody corrects them
 _LEAST_PAUSE_S: Final = 1  # `Retry-After: 0` at the end of a minute is no invitation to ask without pause
 _RETRY_INITIAL_S: Final = 0.5
@@ -218,6 +219,15 @@ class RestClient:
         self.clock_ahead_ms = (sent_ns + received_ns - answer.server_time * 2_000_000) / 2e6
         self._metrics.clock_ahead.set(self.clock_ahead_ms / 1000)
         return answer.server_time
+
+    async def recent_time_ms(self) -> int:
+        """Return a time that the venue's clock has passed: what it told within the last seconds, and those seconds.
+
+        After a mass reconnect a thousand repairs ask at once.
+        """
+        if self.clock_ahead_ms is None or self._anchor is None or trio.current_time() - self._anchor[0] > _TIME_HOLDS_S:
+            return await self.server_time_ms()
+        return self._now_ms()
 
     async def keep_time(self) -> NoReturn:
         """Hold our clock against the venue's every few minutes; without an answer, what was known still counts."""

@@ -143,6 +143,19 @@ async def test_what_may_pass_is_tried_again_slower_each_time(
     assert venue.times("time") == [0, 0.5, 1.5, 3.5]
 
 
+async def test_the_venues_time_is_asked_once_for_many(autojump_clock: MockClock) -> None:
+    """A thousand repairs after a mass reconnect would spend a sixth of the budget on the clock."""
+    venue = FakeRest()
+    async with client_of(venue) as client:
+        assert await client.recent_time_ms() == START_MS
+        await trio.sleep(9)
+        assert await client.recent_time_ms() == START_MS + 9_000
+        assert len(venue.times("time")) == 1
+        await trio.sleep(2)
+        assert await client.recent_time_ms() == START_MS + 11_000
+        assert len(venue.times("time")) == 2
+
+
 async def test_what_lasts_is_said_aloud(autojump_clock: MockClock) -> None:
     """A hiccup is nobody's business; half of all attempts in vain are worth waking for."""
     venue = FakeRest(refused={"time": Answer(503, b"<html>")})
