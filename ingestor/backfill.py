@@ -26,7 +26,7 @@ from ingestor.core.archive import BadRowError, days_ended, files_between, parse
 from ingestor.core.binance import RestKline, TradeRow, milliseconds, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, Range, kline_open_ms, kline_ordinal
 from ingestor.core.errors import IngestorError
-from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
+from ingestor.core.intake import held_bytes, hole_record
 from ingestor.core.model import Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.core.paging import (
     Absence,
@@ -422,8 +422,7 @@ class _Outlet:
 
     async def send(self, subscription: Subscription, records: list[MarketData], raws: list[bytes]) -> None:
         """Put records on the line."""
-        size_bytes = sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws)
-        await self._records.send(RecordBatch(records, raws, trio.current_time(), size_bytes))
+        await self._records.send(RecordBatch(records, raws, trio.current_time(), held_bytes(raws)))
         self.watcher.sent(subscription, records[-1].timestamp)
 
     async def declare(self, subscription: Subscription, absence: Absence) -> None:
@@ -431,7 +430,7 @@ class _Outlet:
         now_us = self._wall_ns() // 1000
         hole = Hole(subscription.kind, absence.first, absence.last, absence.reason, now_us // 1000)
         record = hole_record(subscription.symbol, hole, now_us)
-        await self._records.send(RecordBatch([record], [b""], trio.current_time(), RECORD_OVERHEAD_BYTES))
+        await self._records.send(RecordBatch([record], [b""], trio.current_time(), held_bytes([b""])))
         self.watcher.hole(subscription.symbol, hole)
 
 

@@ -24,7 +24,7 @@ import trio
 from ingestor.core.binance import milliseconds, number_in, rest_kline_record, rest_trade_record
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
 from ingestor.core.gaps import PendingGaps
-from ingestor.core.intake import RECORD_OVERHEAD_BYTES, hole_record
+from ingestor.core.intake import held_bytes, hole_record
 from ingestor.core.model import Claim, DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.rest_client import INVALID_SYMBOL, PAGE_ROWS, BadRequestError, UnavailableError, depth_weight
 
@@ -187,7 +187,8 @@ class _Outlet:
 
     async def send(self, records: list[MarketData], raws: list[bytes]) -> None:
         """Put records on the line, each beside the row it came from."""
-        size_bytes = sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws)
+        books = (record.depth for record in records if record.depth is not None)
+        size_bytes = held_bytes(raws, sum(len(book.bids) + len(book.asks) for book in books))
         await self.records.send(RecordBatch(records, raws, trio.current_time(), size_bytes))
 
     def note_repaired(self, subscription: Subscription, first: int, last: int) -> None:

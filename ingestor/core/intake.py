@@ -48,13 +48,14 @@ Position: TypeAlias = tuple[int, int]
 NOWHERE: Position = (-1, 0)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ingestor.core.binance import Combined, Control, DepthSnapshot, Event
     from ingestor.core.model import PoisonReason
     from ingestor.core.voices import Shared, Voice
 
 RECORD_OVERHEAD_BYTES = 600  # what the objects of one record cost beside its raw message, about
+LEVEL_BYTES = 192  # and those of one level of a book: a tuple, its two texts, a place in a list
 
 
 class Begin(Struct, frozen=True):
@@ -80,6 +81,7 @@ class Accepted(Struct):
     holes: list[tuple[str, Hole]] = field(default_factory=list[tuple[str, Hole]])  # in the batch, with their symbols
     resyncs: list[str] = field(default_factory=list[str])  # symbols whose book needs a snapshot
     duplicates: dict[str, int] = field(default_factory=dict[str, int])  # by stream type
+    levels: int = 0  # of books, in the records
 
     def take(self, record: MarketData, raw: bytes) -> None:
         """Add a record beside the message it came from."""
@@ -101,9 +103,14 @@ class Accepted(Struct):
     def seal(self) -> Accepted:
         """Put the records into the batch that they travel in."""
         if self.records:
-            size_bytes = sum(map(len, self.raws)) + RECORD_OVERHEAD_BYTES * len(self.raws)
+            size_bytes = held_bytes(self.raws, self.levels)
             self.batch = RecordBatch(self.records, self.raws, self.received_s, size_bytes)
         return self
+
+
+def held_bytes(raws: Sequence[bytes], levels: int = 0) -> int:
+    """Return what it costs to hold records beside the messages they came from; `levels` of books are in them."""
+    return sum(map(len, raws)) + RECORD_OVERHEAD_BYTES * len(raws) + LEVEL_BYTES * levels
 
 
 def hole_record(symbol: str, hole: Hole, received_us: int) -> MarketData:
@@ -222,6 +229,7 @@ class LiveDepth:
                 accepted.drop_duplicates("depth")
                 return True
             self._note(verdict, event, received_us, accepted)
+        accepted.levels += len(event.bids) + len(event.asks)
         book = self.book
         if not book.apply(event.first_update_id, event.final_update_id, event.bids, event.asks):
             accepted.resyncs.append(self.symbol)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
+
+import pytest
 
 from ingestor.core.binance import Ack, DepthSnapshot, ServerShutdown, StreamError
 from ingestor.core.intake import Begin, Inlet, Intake
@@ -68,6 +71,20 @@ def test_one_read_becomes_one_batch_in_order_with_its_raw_messages() -> None:
     assert batch.received_s == 1.0
     assert {record.received_at for record in batch.records} == {RECEIVED_US}
     assert batch.size_bytes > sum(map(len, messages))
+
+
+@pytest.mark.parametrize("levels", [0, 5, 5_000])
+def test_a_batch_counts_for_what_it_costs_to_hold(levels: int) -> None:
+    """Levels of books are six times as large as their text; a channel that counted only that would not be bounded."""
+    intake = an_intake()
+    bids = [[f"{price}.00000000", f"{price % 7 + 1}.50000000"] for price in range(levels)]
+    messages = [diff(number, number, bids=bids) for number in range(1, 11)]
+    accept(intake, trade(1), diff(0, 0))
+    tracemalloc.start()
+    batch = accept(intake, *(bytes(bytearray(each)) for each in messages)).batch
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.8 * held_bytes < batch.size_bytes < 2.5 * held_bytes
 
 
 def test_a_read_without_records_is_no_batch() -> None:
