@@ -566,6 +566,7 @@ class Line:
                 run_blocking=service.world.run_blocking,
                 wall_ns=service.world.wall_ns,
                 watcher=HoleWatcher(service.holes.note),
+                dead_letters=service.dead_letters,
             )
             await Background(backfill, service.rest, ranges, self._covered).run()
 

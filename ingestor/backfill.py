@@ -23,11 +23,19 @@ import trio
 from ingestor.archive_client import ArchiveAwayError, ArchiveClient, DamagedFileError, read_lines
 from ingestor.config import moment, moment_text
 from ingestor.core.archive import BadRowError, days_ended, files_between, parse
-from ingestor.core.binance import RestKline, TradeRow, milliseconds, rest_kline_record, rest_trade_record
+from ingestor.core.binance import (
+    RestKline,
+    TradeRow,
+    milliseconds,
+    number_in,
+    rest_kline_record,
+    rest_trade_record,
+    unreadable_row,
+)
 from ingestor.core.claims import Intervals, Range, kline_open_ms, kline_ordinal
 from ingestor.core.errors import IngestorError
 from ingestor.core.intake import held_bytes, hole_record
-from ingestor.core.model import Hole, HoleReason, MarketData, RecordBatch, Subscription
+from ingestor.core.model import Claim, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.core.paging import (
     Absence,
     Bounds,
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from ingestor.channels import BatchSender
     from ingestor.config import BackfillRange, Shard
     from ingestor.core.archive import ArchiveFile, ArchiveKind
+    from ingestor.dead_letter import DeadLetterSink
     from ingestor.rest_client import RestClient
     from ingestor.threads import RunBlocking
 
@@ -231,7 +240,7 @@ class Backfill:
     """Loads past ranges.
 
     `records` is this task's sender into the line; whoever made it closes it. `files` None leaves the archive aside.
-    `run_blocking` is where files are read, `wall_ns` is the wall clock.
+    `run_blocking` is where files are read, `wall_ns` is the wall clock, `dead_letters` takes rows that cannot be read.
     """
 
     def __init__(
@@ -243,12 +252,13 @@ class Backfill:
         run_blocking: RunBlocking,
         wall_ns: Callable[[], int],
         watcher: Watcher,
+        dead_letters: DeadLetterSink,
     ) -> None:
         self._rest = rest
         self._files = files
         self._places = trio.Semaphore(FILES_IN_FLIGHT)
         self._run_blocking = run_blocking
-        self._outlet = _Outlet(records, wall_ns, watcher)
+        self._outlet = _Outlet(records, wall_ns, watcher, dead_letters)
 
     async def run(self, todo: Mapping[Subscription, Todo]) -> None:
         """Send everything in `todo`, or declare it; the subscriptions side by side.
@@ -405,9 +415,16 @@ class Background:
 class _Outlet:
     """The way into the line."""
 
-    def __init__(self, records: BatchSender[RecordBatch], wall_ns: Callable[[], int], watcher: Watcher) -> None:
+    def __init__(
+        self,
+        records: BatchSender[RecordBatch],
+        wall_ns: Callable[[], int],
+        watcher: Watcher,
+        dead_letters: DeadLetterSink,
+    ) -> None:
         self._records = records
         self._wall_ns = wall_ns
+        self._dead_letters = dead_letters
         self.watcher = watcher
 
     async def wait_for_room(self) -> None:
@@ -424,6 +441,16 @@ class _Outlet:
         """Put records on the line."""
         await self._records.send(RecordBatch(records, raws, trio.current_time(), held_bytes(raws)))
         self.watcher.sent(subscription, records[-1].timestamp)
+
+    async def give_up(self, subscription: Subscription, rows: Mapping[bytes, int | None]) -> None:
+        """Let go of rows that cannot be read, each with the id it stands for, if that is known."""
+        at_ms = self._wall_ns() // 1_000_000
+        await self._dead_letters.write(
+            [
+                unreadable_row(raw, at_ms, subscription, None if each is None else Claim(subscription, each, each))
+                for raw, each in rows.items()
+            ]
+        )
 
     async def declare(self, subscription: Subscription, absence: Absence) -> None:
         """Say in the stream that the venue does not have these ids."""
@@ -446,6 +473,10 @@ class _Rows(Protocol):
         """Return the id of every row."""
         ...
 
+    def id_in(self, raw: bytes) -> int | None:
+        """Return the id of a row that cannot be read, if that much can."""
+        ...
+
     def records(self, rows: Sequence[Row], received_us: int) -> list[MarketData]:
         """Return the record of every row."""
         ...
@@ -456,6 +487,9 @@ class _TradeRows(NamedTuple):
 
     def ids(self, rows: Sequence[TradeRow]) -> list[int]:
         return [row.trade_id for row in rows]
+
+    def id_in(self, raw: bytes) -> int | None:
+        return number_in(raw)
 
     def records(self, rows: Sequence[TradeRow], received_us: int) -> list[MarketData]:
         symbol = self.subscription.symbol
@@ -468,6 +502,10 @@ class _BarRows(NamedTuple):
     def ids(self, rows: Sequence[RestKline]) -> list[int]:
         interval = interval_of(self.subscription)
         return [kline_ordinal(interval, milliseconds(row.open_time)) for row in rows]
+
+    def id_in(self, raw: bytes) -> int | None:
+        opened = number_in(raw)
+        return None if opened is None else kline_ordinal(interval_of(self.subscription), milliseconds(opened))
 
     def records(self, rows: Sequence[RestKline], received_us: int) -> list[MarketData]:
         symbol, interval = self.subscription.symbol, interval_of(self.subscription)
@@ -633,34 +671,56 @@ class _RestLoad:
                 break
             await trio.sleep(delay_s)
             asked = lacking
-            rows = await self._fetch(asked)
+            rows, unreadable = await self._fetch(asked)
             ids = self._rows.ids(rows)
             found += [row for row, number in zip(rows, ids, strict=True) if asked.first <= number <= asked.last]
+            poison = await self._give_up(asked, unreadable)
+            absences += [Absence(number, number, "poison") for number in poison]
+            ids = sorted([*ids, *poison])
             absent, lacking = self._pager.settle(asked, ids)
-            absences += absent
+            nameless = len(unreadable) - len(poison)  # so many ids are not absent, only nobody knows which
+            absences += [each._replace(reason="poison") if each.size <= nameless else each for each in absent]
         if lacking is not None and not ids:
             absences += self._pager.give_up(lacking)
         elif lacking is not None:  # it still comes in, a little at a time
             absences.append(Absence(lacking.first, lacking.last, "venue_has_none"))
         return found, absences
 
-    async def _fetch(self, page: Page) -> Sequence[Row]:
+    async def _give_up(self, page: Page, rows: Sequence[bytes]) -> list[int]:
+        """Let go of rows that cannot be read; return those ids of the page that are known of them."""
+        numbers: dict[bytes, int | None] = {}
+        for raw in rows:
+            number = page.first if page.size == 1 else self._rows.id_in(raw)
+            numbers[raw] = number if number is not None and page.first <= number <= page.last else None
+        if numbers:
+            await self._outlet.give_up(self._subscription, numbers)
+        return [number for number in numbers.values() if number is not None]
+
+    async def _fetch(self, page: Page) -> tuple[Sequence[Row], list[bytes]]:
+        """Return the rows of a page, and those that cannot be read."""
         symbol = self._subscription.symbol
         while True:
+            unreadable: list[bytes] = []
             try:
                 if self._subscription.kind == "trade":
                     return await self._rest.historical_trades(
-                        symbol, page.first, page.size, purpose="backfill", on_admitted=self._asked
-                    )
-                start_ms = kline_open_ms(interval_of(self._subscription), page.first)
+                        symbol,
+                        page.first,
+                        page.size,
+                        purpose="backfill",
+                        on_admitted=self._asked,
+                        on_unreadable=unreadable.extend,
+                    ), unreadable
+                interval = interval_of(self._subscription)
                 return await self._rest.klines(
                     symbol,
-                    interval_of(self._subscription),
-                    start_ms=start_ms,
+                    interval,
+                    start_ms=kline_open_ms(interval, page.first),
                     limit=page.size,
                     purpose="backfill",
                     on_admitted=self._asked,
-                )
+                    on_unreadable=unreadable.extend,
+                ), unreadable
             except UnavailableError as failure:
                 log.warning("backfill_waits", symbol=symbol, reason=str(failure))
                 await trio.sleep(_VENUE_AWAY_S)

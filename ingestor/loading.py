@@ -349,6 +349,7 @@ class Load:
             run_blocking=self._world.run_blocking,
             wall_ns=self._world.wall_ns,
             watcher=self._tally,
+            dead_letters=self._counted_letters,
         )
         failure: BaseExceptionGroup[IngestorError] | None = None
         async with trio.open_nursery() as observers:

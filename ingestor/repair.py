@@ -21,11 +21,11 @@ import msgspec
 import structlog
 import trio
 
-from ingestor.core.binance import milliseconds, number_in, rest_kline_record, rest_trade_record
+from ingestor.core.binance import milliseconds, number_in, rest_kline_record, rest_trade_record, unreadable_row
 from ingestor.core.claims import Intervals, kline_open_ms, kline_ordinal
 from ingestor.core.gaps import PendingGaps
 from ingestor.core.intake import held_bytes, hole_record
-from ingestor.core.model import Claim, DeadLetter, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
+from ingestor.core.model import Claim, Gap, Hole, HoleReason, MarketData, RecordBatch, Subscription
 from ingestor.rest_client import INVALID_SYMBOL, PAGE_ROWS, BadRequestError, UnavailableError, depth_weight
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ingestor import config
     from ingestor.channels import BatchSender
     from ingestor.core.binance import DepthSnapshot, RestKline, RestTrade
-    from ingestor.core.model import EventType
     from ingestor.core.weight import Purpose
     from ingestor.dead_letter import DeadLetterSink
     from ingestor.metrics import Metrics
@@ -261,20 +260,8 @@ class _Ledger:
             Claim(run.subscription, each, each) if each is not None and each in owed else None for each in numbers
         ]
         at_ms = self.now_us() // 1000
-        event_type: EventType = "trade" if run.subscription.kind == "trade" else "kline"
         await self._outlet.dead_letters.write(
-            [
-                DeadLetter(
-                    reason="unexpected_shape",
-                    detail="a row of REST that cannot be read",
-                    raw=raw,
-                    at_ms=at_ms,
-                    symbol=run.subscription.symbol,
-                    event_type=event_type,
-                    claim=claim,
-                )
-                for raw, claim in zip(rows, claims, strict=True)
-            ]
+            [unreadable_row(raw, at_ms, run.subscription, claim) for raw, claim in zip(rows, claims, strict=True)]
         )
         for claim in filter(None, claims):
             await self.declare(claim.subscription, claim.first, claim.last, "poison")

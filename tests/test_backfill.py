@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -20,7 +21,8 @@ from structlog.testing import capture_logs
 
 from ingestor import backfill
 from ingestor.archive_client import read_lines
-from ingestor.backfill import BackfillError, Found, Wanted, configured, resolve
+from ingestor.backfill import Backfill, BackfillError, Found, HoleWatcher, Todo, Wanted, configured, resolve
+from ingestor.channels import open_batch_channel
 from ingestor.config import BackfillRange, Rest, Shard
 from ingestor.core.archive import ArchiveTrade, parse
 from ingestor.core.binance import (
@@ -31,13 +33,14 @@ from ingestor.core.binance import (
     rest_kline_record,
     rest_trade_record,
 )
-from ingestor.core.claims import kline_ordinal
-from ingestor.core.model import Subscription
+from ingestor.core.claims import Intervals, kline_ordinal
+from ingestor.core.model import Claim, Subscription
 from ingestor.core.paging import Bounds, Page
 from ingestor.local.rest import Response, error_body
 from ingestor.metrics import Metrics
 from ingestor.rest_client import RestClient
 from ingestor.serializer import Serializer
+from ingestor.threads import open_threads
 from tests.fakes.past import START_MS as PAST_MS
 from tests.fakes.past import PastVenue, add_bars, history_of
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, wall_ns
@@ -50,7 +53,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from ingestor.core.model import MarketData
+    from ingestor.channels import BatchReceiver, BatchSender
+    from ingestor.core.model import DeadLetter, MarketData, RecordBatch
     from ingestor.local.history import History
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "binance"
@@ -296,6 +300,81 @@ async def test_a_venue_without_trades_has_no_ids(autojump_clock: MockClock) -> N
     venue.script.append(Answer(200, []))
     async with client_of(venue) as rest:
         assert (await resolve(rest, Wanted(BTC, first_id=5, last_id=9))).page is None
+
+
+class Letters:
+    """Remembers dead letters."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    async def write(self, letters: Sequence[DeadLetter]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.letters += letters
+
+
+async def loaded(venue: FakeRest, subscription: Subscription, ids: Page) -> tuple[list[Any], list[DeadLetter]]:
+    """Load over REST; return ids, and (first id, last id, reason) of holes, in order, and the letters."""
+    letters, told = Letters(), list[Any]()
+    line: tuple[BatchSender[RecordBatch], BatchReceiver[RecordBatch]] = open_batch_channel(100, 1 << 30)
+    records, intake = line
+    async with client_of(venue) as rest:
+        with records:
+            load = Backfill(
+                rest,
+                records,
+                files=None,
+                run_blocking=open_threads(1),
+                wall_ns=wall_ns,
+                watcher=HoleWatcher(lambda *_: None),
+                dead_letters=letters,
+            )
+            await load.run({subscription: Todo(Intervals([ids]))})
+        with suppress(trio.EndOfChannel):
+            while True:
+                for record in (await intake.receive()).records:
+                    hole = record.hole
+                    told.append(record.sequence if hole is None else (hole.first, hole.last, hole.reason))
+    return told, letters.letters
+
+
+@pytest.mark.parametrize(
+    ("spoil", "known"), [({"price": None}, True), ({"id": "seven", "price": 1}, False)], ids=["id known", "id unknown"]
+)
+async def test_a_past_trade_that_cannot_be_read_spoils_no_other(
+    spoil: dict[str, Any], known: bool, autojump_clock: MockClock
+) -> None:
+    """A letter with its bytes, and a hole where it would have been: waiting for it would last for ever."""
+    venue = FakeRest(markets={"BTCUSDT": Market(newest_id=20, lost_ids={12, 13})})
+    answer = venue._historical_trades
+
+    def spoiled(params: dict[str, str]) -> list[dict[str, Any]]:
+        return [row | spoil if row["id"] == 7 else row for row in answer(params)]
+
+    venue._historical_trades = spoiled  # type: ignore[method-assign]
+    told, letters = await loaded(venue, BTC, Page(5, 15))
+    assert told == [5, 6, 8, 9, 10, 11, 14, 15, (7, 7, "poison"), (12, 13, "venue_has_none")]
+    [letter] = letters
+    assert (letter.reason, letter.claim) == ("unexpected_shape", Claim(BTC, 7, 7) if known else None)
+    assert b"0.50000000" in letter.raw
+
+
+async def test_a_past_bar_that_cannot_be_read_spoils_no_other(autojump_clock: MockClock) -> None:
+    """Its open time says which one it is."""
+    venue = FakeRest(markets={"BTCUSDT": Market()})
+    answer = venue._klines
+    spoiled_ms = START_MS - 3 * 60_000
+
+    def spoiled(params: dict[str, str]) -> list[list[Any]]:
+        rows = answer({"endTime": str(START_MS), **params})
+        return [[row[0], None, *row[2:]] if row[0] == spoiled_ms else row for row in rows]
+
+    venue._klines = spoiled  # type: ignore[method-assign]
+    bars = Subscription("BTCUSDT", "kline_1m")
+    ordinal = kline_ordinal("1m", spoiled_ms)
+    told, letters = await loaded(venue, bars, Page(ordinal - 1, ordinal + 1))
+    assert told == [spoiled_ms - 60_000, spoiled_ms + 60_000, (ordinal, ordinal, "poison")]
+    assert [each.claim for each in letters] == [Claim(bars, ordinal, ordinal)]
 
 
 def real(name: str) -> bytes:

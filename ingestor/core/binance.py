@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ingestor.core.model import DecimalText, Depth, Kline, Level, MarketData, PoisonReason, Trade
+from ingestor.core.model import DeadLetter, DecimalText, Depth, Kline, Level, MarketData, PoisonReason, Trade
 from ingestor.core.wording import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ingestor.core.model import Claim, Subscription
 
 Row = TypeVar("Row")
 
@@ -385,6 +387,19 @@ def readable_rows(
         return decode(body)
     on_unreadable(unreadable)
     return rows
+
+
+def unreadable_row(raw: bytes, at_ms: int, subscription: Subscription, claim: Claim | None) -> DeadLetter:
+    """Make the letter of a row that cannot be read; `claim` is the id that it stands for, if that is known."""
+    return DeadLetter(
+        reason="unexpected_shape",
+        detail="a row of REST that cannot be read",
+        raw=raw,
+        at_ms=at_ms,
+        symbol=subscription.symbol,
+        event_type="trade" if subscription.kind == "trade" else "kline",
+        claim=claim,
+    )
 
 
 def number_in(row: bytes) -> int | None:

@@ -51,6 +51,11 @@ class Absence(NamedTuple):
     last: int
     reason: HoleReason
 
+    @property
+    def size(self) -> int:
+        """How many ids that is."""
+        return self.last - self.first + 1
+
 
 class Reading(NamedTuple):
     """What the answer to a page settles; `lacking` is the end of the page of which it says nothing."""

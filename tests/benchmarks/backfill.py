@@ -125,6 +125,7 @@ async def run_ours(path: Path, rows: int) -> dict[str, float]:
         run_blocking=threads,
         wall_ns=time.time_ns,
         watcher=HoleWatcher(lambda *_: None),
+        dead_letters=Letters(),
     )
     ids = Intervals([(5_000_000_000, 5_000_000_000 + rows - 1)])
     megabytes: list[float] = []
