@@ -1,7 +1,7 @@
 """Watches the event loop from inside: how late it wakes a sleeper, and that it turns at all.
 
 It is the one task that writes `board.turned_s`, so a loop that was blocked shows as a stall in the histogram, and one
-that starves its sleepers as not live; and it takes the samples that rates are made of.
+that starves its sleepers as not live; and it takes the samples that rates are made of, and counts the tasks that live.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ async def watch_loop(
     while True:
         if turns % TURNS_PER_SAMPLE == 0:
             rates.sample(trio.current_time(), metrics.totals())
+            metrics.tasks.set(trio.lowlevel.current_statistics().tasks_living)
         due_s = trio.current_time() + SLEEP_S
         await trio.sleep_until(due_s)
         now = trio.current_time()

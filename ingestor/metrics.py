@@ -242,6 +242,7 @@ class Metrics:
         self.loop_stall = Histogram(
             "event_loop_stall_seconds", "How late the loop woke a sleeper.", buckets=STALL_BUCKETS, registry=registry
         )
+        self.tasks = Gauge("event_loop_tasks", "Tasks that live in the event loop.", registry=registry)
 
         self.configuration_reads = Counter(
             "configuration_reads",

@@ -44,3 +44,25 @@ async def test_a_blocked_loop_shows_as_a_stall(mock_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
     assert metrics.registry.get_sample_value("event_loop_stall_seconds_bucket", {"le": "2.0"}) == 0
     assert metrics.registry.get_sample_value("event_loop_stall_seconds_bucket", {"le": "5.0"}) == 1
+
+
+async def test_it_counts_the_tasks_that_live(autojump_clock: MockClock) -> None:
+    """Seven tasks more are seven more within a second, and none once they have ended."""
+    metrics = Metrics(CollectorRegistry())
+
+    def living() -> float | None:
+        return metrics.registry.get_sample_value("event_loop_tasks")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch_loop, HealthBoard(), metrics, RollingRates())
+        await trio.sleep(1.01)
+        before = living()
+        assert before is not None
+        async with trio.open_nursery() as sleepers:
+            for _ in range(7):
+                sleepers.start_soon(trio.sleep, 2.0)
+            await trio.sleep(1.5)
+            assert living() == before + 7
+        await trio.sleep(1.5)
+        assert living() == before
+        nursery.cancel_scope.cancel()
