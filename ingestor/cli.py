@@ -7,6 +7,7 @@ Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -120,6 +121,26 @@ def main() -> None:
     """
 
 
+@contextmanager
+def ready_to_end() -> Iterator[None]:
+    """End at once and well when SIGTERM comes before the service listens itself: there is nothing to drain yet.
+
+    Loading takes a second, and the first process of a container ignores what it has no handler for; it would be killed
+    at the end of its grace.
+    """
+    before = signal.signal(signal.SIGTERM, end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_at_once(*_: object) -> None:
+    """Leave without a word to anybody but the reader of the log."""
+    os.write(2, b"stopped before it began\n")
+    os._exit(0)
+
+
 @main.command()
 @configured
 def run(config_name: str) -> None:
@@ -130,10 +151,12 @@ def run(config_name: str) -> None:
     from ingestor.hangup import hold_hangups  # noqa: PLC0415
 
     hold_hangups()  # before the file is read, so that no wish to read it again is missed
-    config = load_config(config_name)
-    from ingestor import app  # noqa: PLC0415
+    with ready_to_end():
+        config = load_config(config_name)
+        from ingestor import app  # noqa: PLC0415
 
-    sys.exit(app.run(config, partial(load_config, config_name)))
+        exit_code = app.run(config, partial(load_config, config_name))
+    sys.exit(exit_code)
 
 
 @main.command()

@@ -297,6 +297,25 @@ sys.exit(", ".join(name for name in {heavy!r} if name in sys.modules) or 0)
     assert result.stdout.startswith("no answer from port 1: ")
 
 
+def test_a_stop_while_it_loads_ends_it_with_0() -> None:
+    """Nothing is to be drained yet; and without a handler the first process of a container ignores a signal."""
+    code = """
+import os, signal, sys, time, types
+import ingestor
+
+def run(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+ingestor.app = sys.modules["ingestor.app"] = types.SimpleNamespace(run=run)
+from ingestor.cli import main
+main(["run", "--config", "local"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "stopped before it began\n"
+
+
 def test_dead_letters_are_listed_shown_and_replayed(tmp_path: Path) -> None:
     """Through every command, on a letter that no code understands."""
     line = (
