@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 REPOSITORY = Path(__file__).parents[2]
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+LINE_LIMIT_S = 120.0
 DIRECT = build_opener(ProxyHandler({}))
 
 
@@ -42,8 +46,17 @@ class Child:
 
     def first_line(self) -> str:
         """Wait for the first line of its output."""
+        return self.next_line()
+
+    def next_line(self, limit_s: float = LINE_LIMIT_S) -> str:
+        """Wait for a line of its output; RuntimeError when it has ended, or says nothing for `limit_s`."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
+        giving_up = threading.Timer(limit_s, self._process.kill)
+        giving_up.start()
+        try:
+            line = self._process.stdout.readline().strip()
+        finally:
+            giving_up.cancel()
         if not line:
             raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()} before it said anything")
         return line
@@ -52,13 +65,26 @@ class Child:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    def stop(self, limit_s: float) -> int:
+        """Ask it to end, as an orchestrator does, and wait; return the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(limit_s)
+
 
 @contextmanager
-def run_child(module: str, *arguments: str, output: int = subprocess.PIPE) -> Iterator[Child]:
-    """Run `python -m module` for the length of this block."""
-    command = [sys.executable, "-m", module, *arguments]
+def run_child(
+    module: str,
+    *arguments: str,
+    output: int = subprocess.PIPE,
+    errors: IO[str] | None = None,
+    python: Path | None = None,
+    folder: str | Path = REPOSITORY,
+) -> Iterator[Child]:
+    """Run `python -m module` for the length of this block, in `folder` and with another Python where one is given."""
+    command = [str(python or sys.executable), "-m", module, *arguments]
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()} | CREDENTIALS
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, text=True)
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=errors, text=True)
     try:
         yield Child(process)
     finally:
@@ -68,8 +94,21 @@ def run_child(module: str, *arguments: str, output: int = subprocess.PIPE) -> It
 
 def ask(port: int, path: str) -> Any:
     """GET a JSON document from a child."""
+    return json.loads(fetch(port, path))
+
+
+def fetch(port: int, path: str) -> str:
+    """GET a text from a child."""
     with DIRECT.open(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-        return json.load(answer)
+        text: str = answer.read().decode()
+        return text
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float, what: str) -> None:

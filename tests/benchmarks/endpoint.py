@@ -3,7 +3,8 @@
 What it is sent is really read: JSON parsed, data decoded from base64, blobs opened as far as counting their records
 needs. `GET /state` tells how many records of the data stream came, how many calls, entries and bytes.
 
-Run it as `python -m tests.benchmarks.endpoint`; its first line of output is the port.
+Run it as `python -m tests.benchmarks.endpoint [MILLISECONDS]`, which a put then takes; its first line of output is the
+port.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -75,7 +77,8 @@ def count_records(data: bytes) -> int:
 class Endpoint:
     """Counts what comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer_after_s: float = 0.0) -> None:
+        self._answer_after_s = answer_after_s
         self._totals = Counter[str]()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,22 +89,26 @@ class Endpoint:
                 size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
                 body = await reader.readexactly(size)
                 operation = head.partition(b"kinesis_20131202.")[2].partition(b"\r\n")[0].decode()
-                answer = json.dumps(self._answer(operation, body)).encode()
+                answer = self.answer(operation or head.split(b" ", 2)[1].decode(), body)
+                if self._answer_after_s and operation == "putrecords":
+                    await asyncio.sleep(self._answer_after_s)
                 writer.write(
                     b"HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.1\r\nContent-Length: %d\r\n\r\n%b"
                     % (len(answer), answer)
                 )
                 await writer.drain()
 
-    def _answer(self, operation: str, body: bytes) -> Any:
+    def answer(self, operation: str, body: bytes) -> bytes:
+        """Answer an operation of Kinesis (its name in lower case), or the path that is asked for."""
         if operation == "putrecords":
-            return self._count(json.loads(body), len(body))
+            return json.dumps(self.put(json.loads(body), len(body))).encode()
         if operation == "listshards" and json.loads(body).get("StreamName") != HEARTBEATS:
-            return NO_SHARDS
+            return json.dumps(NO_SHARDS).encode()
         by_name = {name.lower(): answer for name, answer in ANSWERS.items()}
-        return by_name.get(operation, self._totals)
+        return json.dumps(by_name.get(operation, self._totals)).encode()
 
-    def _count(self, call: Any, body_bytes: int) -> Any:
+    def put(self, call: Any, body_bytes: int) -> Any:
+        """Take the entries of a call."""
         entries = call["Records"]
         if call.get("StreamName") != HEARTBEATS:
             payloads = [base64.b64decode(entry["Data"]) for entry in entries]
@@ -110,17 +117,18 @@ class Endpoint:
                 calls=1,
                 entries=len(entries),
                 wire_bytes=body_bytes,
+                data_bytes=sum(map(len, payloads)),
                 payload_units=sum(-(-len(data) // PAYLOAD_UNIT_BYTES) for data in payloads),
             )
         return {"FailedRecordCount": 0, "Records": [{"SequenceNumber": "1", "ShardId": SHARD}] * len(entries)}
 
 
-async def main() -> None:
-    """Serve until killed."""
-    server = await asyncio.start_server(Endpoint().serve, "127.0.0.1", 0, limit=16 * 2**20)
+async def serve_endpoint(endpoint: Endpoint) -> None:
+    """Serve until killed; the first line of output is the port."""
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, limit=16 * 2**20)
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - how the parent learns the port
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(serve_endpoint(Endpoint(float(sys.argv[1]) / 1000 if len(sys.argv) > 1 else 0.0)))

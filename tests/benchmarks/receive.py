@@ -9,45 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 import trio_websocket
 
+from ingestor.core.binance import decode_message
 from ingestor.frames import ReceiveLane
 from ingestor.websocket_client import open_stream, parse_url
-from tests.benchmarks.children import report, run_child
+from tests.benchmarks.children import run_child
+from tests.benchmarks.meter import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-WARM_UP_S = 0.5
-
-
-class Meter:
-    """Counts messages; the first half second does not count."""
-
-    def __init__(self, seconds: float) -> None:
-        self.messages = 0
-        self._starts_s = time.perf_counter() + WARM_UP_S
-        self._ends_s = self._starts_s + seconds
-        self._from: tuple[int, float, float] | None = None
-
-    def is_over(self, messages: int) -> bool:
-        """Count `messages` more; report and return True once the time is up."""
-        self.messages += messages
-        now_s = time.perf_counter()
-        if self._from is None:
-            if now_s >= self._starts_s:
-                self._from = (self.messages, time.process_time(), now_s)
-            return False
-        if now_s < self._ends_s:
-            return False
-        first, cpu_s, wall_s = self._from
-        counted = self.messages - first
-        report({"cpu_us": (time.process_time() - cpu_s) / counted * 1e6, "per_s": counted / (now_s - wall_s)})
-        return True
 
 
 def with_lane(url: str, seconds: float) -> None:
@@ -86,8 +61,8 @@ def with_trio_websocket(url: str, seconds: float) -> None:
     trio.run(main)
 
 
-def with_picows(url: str, seconds: float) -> None:
-    """Use picows on uvloop, every payload copied out into bytes."""
+def with_picows(url: str, seconds: float, take: Callable[[bytes], object] | None = None) -> None:
+    """Use picows on uvloop, every payload copied out into bytes, and given to `take`."""
     import picows  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - only `nox -s bench` installs it
     import uvloop  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - likewise
 
@@ -97,7 +72,9 @@ def with_picows(url: str, seconds: float) -> None:
     class Listener(picows.WSListener):  # type: ignore[misc,unused-ignore]  # has no types where it is not installed
         def on_ws_frame(self, transport: Any, frame: Any) -> None:
             nonlocal over
-            frame.get_payload_as_bytes()
+            payload = frame.get_payload_as_bytes()
+            if take is not None:
+                take(payload)
             if not over and meter.is_over(1):
                 over = True
                 transport.disconnect()
@@ -132,11 +109,16 @@ WAYS: dict[str, Callable[[str, float], None]] = {
 }
 
 
+# Not in the table of receivers, because it does more; beside the peers (`peers.py`).
+DECODED = "picows on uvloop, decoded by msgspec"
+DECODING = {DECODED: partial(with_picows, take=decode_message)}
+
+
 def measure(seconds: float) -> dict[str, dict[str, float]]:
     """Return CPU microseconds per message and messages per second of every way that is installed."""
     results = {}
     for way in WAYS:
-        with run_child("tests.benchmarks.feed", "--blast") as feed:
+        with run_child("tests.benchmarks.feed", "--blast", "trade") as feed:
             url = f"ws://127.0.0.1:{feed.first_line()}/stream"
             with run_child("tests.benchmarks.receive", way, url, str(seconds)) as receiver:
                 results[way] = json.loads(receiver.first_line())
@@ -144,4 +126,4 @@ def measure(seconds: float) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    WAYS[sys.argv[1]](sys.argv[2], float(sys.argv[3]))
+    (WAYS | DECODING)[sys.argv[1]](sys.argv[2], float(sys.argv[3]))
