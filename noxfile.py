@@ -80,6 +80,13 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def soak(session: nox.Session) -> None:
+    """Run the service for long under load and chaos, then stop it at bad moments: `nox -s soak -- --minutes 30`."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def run(session: nox.Session) -> None:
     """Show the whole service on this machine: `nox -s run -- --seconds 60`."""
     session.install("-e", ".[local]")
@@ -88,7 +95,7 @@ def run(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def bench(session: nox.Session) -> None:
-    """Measure, each number as a ratio within one run."""
+    """Measure, each number beside the one it is compared with: `nox -s bench -- --only peers`."""
     session.install("-e", ".[dev]", "picows", "uvloop", "websockets")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 

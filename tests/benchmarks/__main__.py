@@ -1,6 +1,9 @@
-"""Measures what the README claims, each number beside the one it is compared with, in one run; under four minutes.
+"""Measures what the README claims, each number beside the one it is compared with, in one run.
 
-Writes the numbers as JSON and prints them as tables. `python -m tests.benchmarks [--only PART] [--out FILE]`.
+    python -m tests.benchmarks [--only PART]... [--minutes M] [--seconds S] [--out FILE] [--publish]
+
+Every part can be measured alone; what was measured before stays in FILE, so a run may be done in pieces. `--publish`
+takes all that FILE holds into the README: the numbers, the tables, the charts.
 """
 
 from __future__ import annotations
@@ -10,148 +13,97 @@ import datetime as dt
 import json
 import os
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import backfill, encode, line, receive
+from tests.benchmarks import backfill, cost, encode, latency, lifecycle, line, peers, receive, report, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MILLION = 1_000_000
+BOOKS = 500
 
 
 def describe_machine() -> dict[str, str]:
-    """Say what was measured on."""
+    """Say what is measured on."""
     models = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
     return {
         "cpu": models[0].partition(": ")[2] if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
+        "load": f"{os.getloadavg()[0]:.1f}",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
     }
-
-
-def measure_receive() -> dict[str, Any]:
-    """Measure part (a)."""
-    return receive.measure(seconds=3.0)
-
-
-def measure_encode() -> dict[str, Any]:
-    """Measure part (b)."""
-    return encode.measure()
 
 
 def measure_line() -> dict[str, Any]:
     """Measure part (c), the ordinary implementation on fewer messages because it is slow."""
     return {
-        "ordinary implementation": line.measure("ordinary", 20_000),
-        "ours, plain": line.measure("plain", 150_000),
-        "ours, aggregated": line.measure("aggregated", 500_000),
-        "ours, aggregated, market mix": line.measure("aggregated", 200_000, kinds=("trade", "depth", "kline")),
+        "ordinary implementation": line.measure(line.Setup("ordinary"), 20_000),
+        "ours, plain": line.measure(line.Setup("plain"), 150_000),
+        "ours, aggregated": line.measure(line.Setup(), 500_000),
+        "ours, aggregated, market mix": line.measure(line.Setup(kinds=line.MIX), 200_000),
     }
 
 
-def measure_memory() -> dict[str, Any]:
-    """Measure part (c), memory: a million messages through one process."""
-    return {"ours, aggregated": line.measure("aggregated", MILLION)}
+def parts(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return every part by name, in the order in which they are measured."""
+    seconds: float | None = options.seconds
+    return {
+        "receive": lambda: receive.measure(seconds=3.0),
+        "encode": encode.measure,
+        "line": measure_line,
+        "peers": lambda: peers.measure(seconds=3.0, messages=500_000),
+        "latency": lambda: latency.measure(seconds or 60.0),
+        "memory": lambda: {"ours, aggregated": line.measure(line.Setup(), MILLION)},
+        "steady": lambda: steady.measure(options.minutes * 60),
+        "depth": lambda: steady.measure_books(BOOKS, seconds or 60.0),
+        "cost": lambda: cost.measure(seconds or 20.0),
+        "lifecycle": lambda: lifecycle.measure(rounds=5, seconds=3.0),
+        "backfill": backfill.measure,
+    }
 
 
-def measure_backfill() -> dict[str, Any]:
-    """Measure part (d)."""
-    return backfill.measure()
-
-
-def show_receive(results: dict[str, Any]) -> Table:
-    """Lay out part (a)."""
-    ours = results[next(iter(receive.WAYS))]["cpu_us"]
-    table = Table("receive, 150-byte trades", "CPU µs / message", "messages / s", "CPU against ours")
-    for way, measured in results.items():
-        table.add_row(
-            way, f"{measured['cpu_us']:.2f}", f"{measured['per_s']:,.0f}", f"{measured['cpu_us'] / ours:.1f} x"
-        )
-    return table
-
-
-def show_encode(results: dict[str, Any]) -> Table:
-    """Lay out part (b)."""
-    ways = list(next(iter(results.values())))
-    table = Table("encode, CPU µs / record", *ways)
-    for kind, measured in results.items():
-        ours = measured[ways[0]]
-        table.add_row(kind, *(f"{measured[way]:.2f} ({measured[way] / ours:.1f} x)" for way in ways))
-    return table
-
-
-def show_line(results: dict[str, Any]) -> Table:
-    """Lay out part (c)."""
-    table = Table(
-        "WebSocket to accepted put", "CPU µs / message", "messages / s", "ordinary / it", "PUT units / million", "MB"
-    )
-    usual = results.get("ordinary implementation", {}).get("cpu_us")
-    for way, measured in results.items():
-        ratio = f"{usual / measured['cpu_us']:.1f} x" if usual and "mix" not in way else ""
-        table.add_row(
-            way,
-            f"{measured['cpu_us']:.1f}",
-            f"{measured['per_s']:,.0f}",
-            ratio,
-            f"{measured['payload_units_per_million']:,.0f}",
-            f"{measured['rss_mb_end']:.0f}",
-        )
-    return table
-
-
-def show_memory(results: dict[str, Any]) -> Table:
-    """Lay out the memory of part (c)."""
-    table = Table("a million messages", "MB idle", "MB after a quarter", "MB at the end", "messages / s")
-    for way, measured in results.items():
-        sizes = (f"{measured[name]:.0f}" for name in ("rss_mb_idle", "rss_mb_settled", "rss_mb_end"))
-        table.add_row(way, *sizes, f"{measured['per_s']:,.0f}")
-    return table
-
-
-def show_backfill(results: dict[str, Any]) -> Table:
-    """Lay out part (d)."""
-    ours = results[backfill.OURS]
-    table = Table(
-        "archive trades, zip to encoded", "CPU µs / row", "rows / s", "CPU against ours", "MB, quarter and end"
-    )
-    for way, measured in results.items():
-        memory = f"{measured['rss_mb_quarter']:.0f}, {measured['rss_mb_end']:.0f}" if way == backfill.OURS else ""
-        ratio = measured["cpu_us"] / ours["cpu_us"]
-        table.add_row(way, f"{measured['cpu_us']:.2f}", f"{measured['per_s']:,.0f}", f"{ratio:.1f} x", memory)
-    return table
-
-
-PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
-    "receive": (measure_receive, show_receive),
-    "encode": (measure_encode, show_encode),
-    "line": (measure_line, show_line),
-    "memory": (measure_memory, show_memory),
-    "backfill": (measure_backfill, show_backfill),
-}
+def show(table: report.Table) -> Table:
+    """Lay a table out for the terminal."""
+    shown = Table(*table.columns)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def main() -> None:
     """Measure the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part; may be given again")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=report.PARTS, action="append", help="this part; may be given again")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long each run of `steady` takes")
+    parser.add_argument(
+        "--seconds", type=float, help="how long each run of `latency` (60), `cost` (20), `depth` (60) takes"
+    )
     parser.add_argument("--out", type=Path, default=Path(".nox/bench.json"), help="where the JSON goes")
-    arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = describe_machine()
+    parser.add_argument(
+        "--publish", action="store_true", help="take what FILE holds into the README, measuring nothing"
+    )
+    options = parser.parse_args()
+    measured: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.publish:
+        report.publish(measured)
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     console = Console()
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    results: dict[str, Any] = {"machine": machine}
-    for name in arguments.only or PARTS:
-        measure, show = PARTS[name]
-        results[name] = measure()
-        console.print(show(results[name]))
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    measures = parts(options)
+    for name in options.only or measures:
+        machine, began_s = describe_machine(), time.monotonic()
+        results = measures[name]()
+        measured[name] = {"machine": machine, "results": results}
+        console.print(show(report.PARTS[name].table(results)))
+        console.print(f"{name}: {time.monotonic() - began_s:.0f} s, {report.describe(machine)}\n")
+        options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
