@@ -87,6 +87,15 @@ class Running:
         self._log = log
         self._http = http
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """Ask it to stop, as an orchestrator does, and do not wait."""
+        self._process.send_signal(signal.SIGTERM)
+
     def log(self) -> str:
         """Return everything it has written."""
         return self._log.read_text()
@@ -141,7 +150,7 @@ class Running:
 
     async def stop(self) -> int:
         """Ask it to stop, as an orchestrator does; return the exit code."""
-        self._process.send_signal(signal.SIGTERM)
+        self.terminate()
         return await self._process.wait()
 
     def hang_up(self) -> None:
