@@ -230,10 +230,10 @@ class OrderBook:
         self._newest_final = final
 
     def _seed(self, last_update_id: int, bids: Sequence[Level], asks: Sequence[Level], limit: int) -> bool:
-        prices = self._prices
+        """Start anew; nearly none of these prices will be seen again, so the cache is spared them."""
         try:
-            self._bids.seed([prices[level[0]] for level in bids], limit)
-            self._asks.seed([prices[level[0]] for level in asks], limit)
+            self._bids.seed([_parse_price(level[0]) for level in bids], limit)
+            self._asks.seed([_parse_price(level[0]) for level in asks], limit)
         except ValueError:
             return False
         self._book_id = last_update_id

@@ -402,3 +402,14 @@ def test_what_is_buffered_is_bounded_in_levels_too() -> None:
         assert sum(len(diff.bids) for diff in book._buffer) <= 100_000
     assert book.load(3, levels(10), levels(40_000), limit=1000) == "too_old"
     assert book.load(10, levels(10), levels(40_000), limit=1000) == "loaded"
+
+
+def test_a_snapshot_does_not_fill_the_price_cache() -> None:
+    """Nearly none of its levels is ever spoken of again; a thousand books would fill the cache with them."""
+    prices = PriceCache()
+    book = OrderBook(prices)
+    book.begin_buffering()
+    assert book.load(100, levels(10, 9, 8), levels(12, 13), limit=1000) == "loaded"
+    assert not prices
+    assert book.apply(101, 101, levels(11), [])
+    assert list(prices) == ["11.00000000"]
