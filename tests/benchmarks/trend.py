@@ -66,5 +66,9 @@ def trend_of(looks: Sequence[Look]) -> Trend:
 
 
 def keeps_growing(looks: Sequence[Look]) -> bool:
-    """Whether it rises over all of the time, and also over the second half: what grew once and stays is no leak."""
-    return not trend_of(looks).is_flat and not trend_of(looks[len(looks) // 2 :]).is_flat
+    """Whether it rises over all of the time, and also over the second half: what grew once and stays is no leak.
+
+    A half with too few looks tells nothing, and then the whole decides.
+    """
+    half = looks[len(looks) // 2 :]
+    return not trend_of(looks).is_flat and (len(half) < 2 * BLOCKS or not trend_of(half).is_flat)

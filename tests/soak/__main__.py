@@ -193,6 +193,7 @@ def shown(watch: Watch) -> dict[str, Any]:
             "growth": round(memory.growth, 2),
             "noise of that": round(memory.noise, 2),
             "an hour": round(memory.per_hour, 2),
+            "over time": [round(value) for value in watch.memory_over_time()],
         },
         **{
             name: {

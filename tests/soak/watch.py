@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
@@ -33,10 +34,16 @@ class Watch:
     counts: dict[str, list[Look]] = field(default_factory=lambda: {"open files": [], "threads": [], "tasks": []})
 
     async def run(self, service: Running) -> None:
-        """Look until cancelled."""
+        """Look until cancelled; a service that is slow to answer is looked at all the same."""
         began_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask, service, began_s)
+            while True:
+                self._look(service.pid, trio.current_time() - began_s)
+                await trio.sleep(LOOK_S)
+
+    async def _ask(self, service: Running, began_s: float) -> None:
         while True:
-            self._look(service.pid, trio.current_time() - began_s)
             tasks = values_of((await service.get("/metrics")).text)["event_loop_tasks"]
             self.counts["tasks"].append(Look(trio.current_time() - began_s, tasks))
             await trio.sleep(LOOK_S)
@@ -51,6 +58,12 @@ class Watch:
     def memory(self) -> Trend:
         """Return the trend of the memory, once it has settled."""
         return trend_of(settled(self.memory_mb))
+
+    def memory_over_time(self, parts: int = 20) -> list[float]:
+        """Return what was usual in each part of the time, from the beginning on."""
+        looks = self.memory_mb
+        bounds = [len(looks) * index // parts for index in range(parts + 1)]
+        return [usual(looks[first:end]) for first, end in pairwise(bounds) if first < end]
 
     def memory_grows(self) -> bool:
         """Whether it goes on growing."""
