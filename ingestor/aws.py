@@ -342,7 +342,7 @@ class AwsApi(Generic[C]):
         self._run_blocking = run_blocking
 
     async def call(self, request: Callable[[C], T]) -> T:
-        """Run `request` in a worker thread, never abandoned; whatever AWS or the network answers raises `SinkError`."""
+        """Run `request` in a worker thread; whatever AWS or the network answers raises `SinkError`."""
         return await self._run_blocking(partial(self._call, request))
 
     def _call(self, request: Callable[[C], T]) -> T:
