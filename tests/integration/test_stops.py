@@ -23,7 +23,8 @@ pytestmark = pytest.mark.integration
 
 STREAM = "stops"
 DEADLINE_S = 120.0
-GRACE_S = 6.0
+GRACE_S = 4.0
+LIMIT_S = 20.0  # on a machine that does other things as well
 
 
 async def test_a_stop_at_any_moment_is_clean_and_the_next_task_makes_it_good(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ async def test_a_stop_at_any_moment_is_clean_and_the_next_task_makes_it_good(tmp
         port = int(verifying.first_line())
         async with open_fault_proxy(f"http://127.0.0.1:{port}") as proxy, open_venue(venue) as urls:
             settings = partial(impatient, urls, proxy.url)
-            scene = Scene(venue, proxy, settings, tmp_path, grace_s=GRACE_S, flow_s=0.7)
+            scene = Scene(venue, proxy, settings, tmp_path, limit_s=LIMIT_S, flow_s=0.5)
             await live_through(scene, [case for case in HARDSHIPS if case != "Kinesis hanging"])
             assert not all(row.is_proven for row in prove(produced_by(venue), account(port)))  # they left something
             produced = await catch_up(scene)
@@ -68,6 +69,7 @@ def impatient(urls: Any, kinesis_url: str, folder: Path) -> dict[str, Any]:
         STREAM,
         folder,
         service={"shutdown_grace_s": GRACE_S},
+        kinesis={"timeouts": {"connect_s": 0.5, "read_s": 1}},
         heartbeat={"interval_s": 0.5},
         spool={"directory": str(folder / "spool")},
     )

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tests.fakes.fault_proxy import FaultProxy
 
 STREAM: Final = "soak"
+GRACE_S: Final = 25.0  # the default of `service.shutdown_grace_s`
 TRADES_AN_ORDER: Final = 1.73  # what the model makes of an order, about
 OTHERS_PER_S: Final = 10.2  # diffs and bars of a symbol
 UPDATES_PER_S: Final = 20.0
@@ -164,7 +165,7 @@ def messages_of(venue: Venue) -> int:
 def met_of(venue: Venue, proxy: FaultProxy, met: Counter[str], told: Mapping[str, float]) -> dict[str, Any]:
     """Return what went wrong, and what the service made of it."""
     wanted = (
-        "websocket_reconnection_count",
+        "websocket_reconnection_count_total",
         "gaps_detected_total",
         "ids_repaired_total",
         "holes_declared_total",
@@ -254,7 +255,7 @@ async def stops(options: argparse.Namespace, folder: Path) -> tuple[dict[str, An
         port = int(verifying.first_line())
         async with open_fault_proxy(f"http://127.0.0.1:{port}") as proxy, open_venue(venue) as urls:
             settings = partial(settings_of, options, urls, proxy.url)
-            scene = Scene(venue, proxy, settings, folder, grace_s=25.0, flow_s=4.0)
+            scene = Scene(venue, proxy, settings, folder, limit_s=GRACE_S, flow_s=4.0)
             ends = await live_through(scene, list(HARDSHIPS))
             produced = await catch_up(scene)
         report = account(port)
