@@ -102,7 +102,8 @@ def main() -> None:
         results = measures[name]()
         measured[name] = {"machine": machine, "results": results}
         console.print(show(report.PARTS[name].table(results)))
-        console.print(f"{name}: {time.monotonic() - began_s:.0f} s, {report.describe(machine)}\n")
+        took_s = time.monotonic() - began_s
+        console.print(f"{name}: {took_s:.0f} s; {report.describe(machine)}; load {machine['load']} before\n")
         options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ WIDTH: Final = 760
 MARGIN: Final = 24
 ROW: Final = 24
 BAR: Final = 14
-LABELS: Final = 268  # of which the bars begin
+LABELS: Final = 284  # of which the bars begin
 VALUES: Final = 96  # what is kept on the right for the numbers
 LONGEST: Final = WIDTH - MARGIN - VALUES - LABELS
 CURVE_HEIGHT: Final = 220
@@ -98,7 +98,7 @@ def curve_chart(title: str, note: str, curves: Sequence[Curve], *, x_unit: str, 
         )
         parts.append(f'  <polyline class="curve {style}" points="{points}"/>')
     parts.append(f'  <text class="faint" x="{left}" y="{bottom + 18}">0</text>')
-    parts.append(f'  <text class="faint end" x="{right}" y="{bottom + 18}">{most_x:g} {escape(x_unit)}</text>')
+    parts.append(f'  <text class="faint end" x="{right}" y="{bottom + 18}">{most_x:.1f} {escape(x_unit)}</text>')
     y = bottom + 42
     for curve, style in zip(curves, CURVES, strict=False):
         parts.append(f'  <line class="curve {style}" x1="{left}" x2="{left + 22}" y1="{y - 4}" y2="{y - 4}"/>')

@@ -193,25 +193,18 @@ def steady_chart(results: Mapping[str, Any]) -> str:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Lay out part (f)."""
+    """Lay out part (f): a column for each rate."""
     ways = list(next(iter(results.values())))
-    rows = []
-    for rate, by_way in results.items():
-        usual = by_way[ways[0]]["payload_units"]
-        for way in ways:
-            each = by_way[way]
-            rows.append(
-                (
-                    f"{rate}, {way}",
-                    f"{each['payload_units']:,.0f}",
-                    f"{usual / each['payload_units']:.1f} {TIMES}",
-                    f"{each['calls']:,.0f}",
-                    f"${each['dollars_per_million']:.5f}",
-                    f"${each['dollars_a_month']:,.0f} ({each['shards']:g})",
-                )
-            )
-    columns = ("per million trades", "PUT units", "fewer than plain", "puts", "units in dollars", "a month (shards)")
-    return Table(columns, rows)
+    rows = [(way, *(_bill(by_way[way]) for by_way in results.values())) for way in ways]
+    for way in ways:
+        if "aggregated" in way:
+            saved = (by_way[ways[0]]["payload_units"] / by_way[way]["payload_units"] for by_way in results.values())
+            rows.append((f"{way}: fewer units than plain", *(f"{ratio:.1f} {TIMES}" for ratio in saved)))
+    return Table(("PUT units / puts per million trades / dollars a month", *results), rows)
+
+
+def _bill(each: Mapping[str, Any]) -> str:
+    return f"{each['payload_units']:,.0f} / {each['calls']:,.0f} / ${each['dollars_a_month']:,.0f}"
 
 
 def cost_chart(results: Mapping[str, Any]) -> str:
@@ -303,7 +296,7 @@ PARTS: Final[Mapping[str, Part]] = {
         cost_table,
         "Trades of 20 symbols, a put takes 15 ms. Prices of us-east-1, provisioned (2026-11-22): $0.014 per million "
         "PUT payload units of 25 KB, $0.015 per shard-hour; a month is all of it, with shards for the rate and 30 % "
-        "more.",
+        "more. `adaptive` buys its latency with more, smaller records.",
         cost_chart,
     ),
     "lifecycle": Part(lifecycle_table, "Imports, subscription and the first flush are in the start."),
@@ -321,23 +314,25 @@ def picture_of(part: str) -> Path:
 def section(measured: Mapping[str, Any]) -> str:
     """Return the part of the README that speaks of speed."""
     parts = [part for part in PARTS if part in measured]
-    machine = measured[parts[0]]["machine"]
-    lines = [f"Measured by `nox -s bench`: {describe(machine)}. CPU time is that of the measured process.", ""]
-    for name in parts:
-        part, each = PARTS[name], measured[name]
-        elsewhere = "" if each["machine"] == machine else f" Measured apart: {describe(each['machine'])}."
-        lines += [part.words + elsewhere, ""]
+    machines = [measured[part]["machine"] for part in parts]
+    loads = [float(machine["load"]) for machine in machines]
+    opening = f"Measured by `nox -s bench` on {describe(machines[0])}; load of the machine before each part began: "
+    lines = [f"{opening}{min(loads):.1f} to {max(loads):.1f}. CPU time is that of the measured process.", ""]
+    for name, machine in zip(parts, machines, strict=True):
+        part = PARTS[name]
+        apart = "" if describe(machine) == describe(machines[0]) else f" Measured apart, on {describe(machine)}."
+        lines += [part.words + apart, ""]
         if part.chart is not None:
             lines += [f"![{name}]({picture_of(name).relative_to(REPOSITORY).as_posix()})", ""]
-        lines += [part.table(each["results"]).as_markdown(), ""]
+        lines += [part.table(measured[name]["results"]).as_markdown(), ""]
     return "\n".join(lines).strip()
 
 
 def describe(machine: Mapping[str, str]) -> str:
     """Say what was measured on, and when."""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores shared with feed and endpoint, Python {machine['python']}, "
-        f"load {machine['load']} before it began, {machine['date']}"
+        f"{machine['date']}: {machine['cpu']}, {machine['cores']} cores shared with feed and endpoint, "
+        f"Python {machine['python']}"
     )
 
 

@@ -45,11 +45,12 @@ def measure_one(setup: Setup, rate: int, seconds: float) -> dict[str, Any]:
         books = setup.symbols if "depth" in setup.kinds else 0
         with suppress(TimeoutError):  # the report says how many there were
             wait_for(lambda: synchronised(line) == books, BOOKS_LIMIT_S, "the synchronisation of all books")
-        first, looks = line.sample(), list[Look]()
+        first = last = line.sample()
+        looks: list[Look] = []
         while not looks or looks[-1].at_s < seconds:
             time.sleep(min(LOOK_S, seconds / LOOKS))
-            sample = line.sample()
-            looks.append(Look(sample.at_s - first.at_s, sample.rss_bytes / 1e6))
+            last = line.sample()
+            looks.append(Look(last.at_s - first.at_s, last.rss_bytes / 1e6))
         still = synchronised(line)
     settled = [look for look in looks if look.at_s >= seconds * SETTLING]
     trend = trend_of(settled)
@@ -64,8 +65,8 @@ def measure_one(setup: Setup, rate: int, seconds: float) -> dict[str, Any]:
         "mb_per_hour": trend.per_hour,
         "is_flat": not keeps_growing(settled),
         "seconds": seconds,
-        "per_s": (sample.records - first.records) / (sample.at_s - first.at_s),
-        "cpu_us": (sample.cpu_s - first.cpu_s) / (sample.records - first.records) * 1e6,
+        "per_s": (last.records - first.records) / (last.at_s - first.at_s),
+        "cpu_us": (last.cpu_s - first.cpu_s) / (last.records - first.records) * 1e6,
         "books_synchronised": still,
     }
 
