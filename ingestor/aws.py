@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import boto3
+import botocore.session
 import msgspec
 from botocore.client import BaseClient
 from botocore.config import Config as ClientConfig
@@ -191,6 +192,22 @@ class QueueMessage(NamedTuple):
     receipt: str
 
 
+@cache
+def service_models() -> Any:
+    """Return what loads the descriptions of AWS' services and remembers them, for all sessions of this process."""
+    return botocore.session.Session().get_component("data_loader")
+
+
+def open_session(region: str) -> boto3.session.Session:
+    """Open a session for one client; sessions are not for several threads, and a client may be opened in any.
+
+    Each by itself would read the same descriptions and hold them: 9 MB a client.
+    """
+    core = botocore.session.Session()
+    core.register_component("data_loader", service_models())
+    return boto3.session.Session(region_name=region, botocore_session=core)
+
+
 def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisClient:
     """Build a client from `settings` and the credentials chain; `connections` is its pool, one per thread in use.
 
@@ -205,7 +222,7 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
         max_pool_connections=connections,
         tcp_keepalive=True,
     )
-    session = boto3.session.Session(region_name=settings.region)
+    session = open_session(settings.region)
     try:
         client = _direct(
             lambda given: session.client("kinesis", endpoint_url=settings.endpoint_url, config=given), config
@@ -280,7 +297,7 @@ def find_schema_version(settings: Kinesis, definition: str) -> UUID:
     That name and the default registry are where AWS' own serializers look (facts/aws.md §3.1). Raises `ConfigError`
     when it is not there or cannot be asked: without its id nothing can be framed.
     """
-    session = boto3.session.Session(region_name=settings.region)
+    session = open_session(settings.region)
     config = ClientConfig(proxies=_proxies_for(settings.endpoint_url))
     client = _direct(lambda given: session.client("glue", endpoint_url=settings.endpoint_url, config=given), config)
     require_tls(client.meta, allow_plaintext=settings.allow_plaintext)
@@ -306,7 +323,7 @@ def make_cloudwatch_client(region: str, *, timeout_s: float, allow_plaintext: bo
         max_pool_connections=1,
     )
     try:
-        session = boto3.session.Session(region_name=region)
+        session = open_session(region)
         client = _direct(lambda given: session.client("cloudwatch", config=given), config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
@@ -327,7 +344,7 @@ def make_sqs_client(queue_url: str, region: str, timeouts: Timeouts) -> SQSClien
     )
     try:
         endpoint_url = f"{parts.scheme}://{parts.netloc}"
-        return boto3.session.Session(region_name=region).client("sqs", endpoint_url=endpoint_url, config=config)
+        return open_session(region).client("sqs", endpoint_url=endpoint_url, config=config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
 

@@ -597,3 +597,10 @@ async def test_messages_of_a_queue_are_taken_held_and_deleted() -> None:
         assert await queue.hold(url, ["r", "s"], 0) == refused
         stubber.add_response("delete_message_batch", answer, {"QueueUrl": url, "Entries": entries})
         assert await queue.delete(url, ["r", "s"]) == refused
+
+
+def test_clients_share_what_describes_the_service() -> None:
+    """The description of Kinesis and of all endpoints is 9 MB, and there are up to four clients."""
+    first, second = (make_kinesis_client(Kinesis(region="us-east-1", endpoint_url=REAL)) for _ in range(2))
+    assert first is not second
+    assert first.meta.service_model.metadata is second.meta.service_model.metadata
