@@ -12,6 +12,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "tests", "integration"]
 nox.options.error_on_missing_interpreters = True
 PYTHON = "3.11"
+# Several processes at once; the tests that take longest come in the middle, so whoever is done takes from the others.
+SPREAD = ("--dist", "worksteal", "-n")
 SOURCES = ("ingestor", "tests", "noxfile.py")
 # Ruff has the other rules of flake8-async. ASYNC900 and ASYNC913 are off unless they are named.
 TRIO_RULES = "--enable=ASYNC1,ASYNC2,ASYNC4,ASYNC900,ASYNC913"
@@ -51,9 +53,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything that takes milliseconds, under branch coverage, a process for each core."""
     session.install("-e", ".[dev]")
-    spread = ("-n", "auto", "--dist", "worksteal")  # the seeds of the simulation take longest, and come in the middle
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-m", "not integration", *spread, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-m", "not integration", *SPREAD, "auto", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -62,7 +63,7 @@ def tests(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Run the service against real engines on loopback: moto's server, and kinesis-local where Node.js is."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "-m", "integration and not alerts", *session.posargs)
+    session.run("pytest", "-m", "integration and not alerts", *SPREAD, "2", *session.posargs)
 
 
 @nox.session(python=PYTHON)

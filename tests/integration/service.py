@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +130,14 @@ class Running:
         while (await self.get("/started")).status_code != 200:  # noqa: ASYNC110 - as above
             await trio.sleep(0.1)
 
+    async def wait_begun(self) -> None:
+        """Wait until every subscription has an origin, from which on nothing may be missing."""
+        while True:
+            line = (await self.get("/status")).json()["details"]["line"]
+            if line and len(line["watermarks"]) == line["subscriptions"]:
+                return
+            await trio.sleep(0.1)
+
     async def wait_covered(self, produced: Mapping[Subscription, Intervals]) -> None:
         """Wait until the service says that all of `produced` is acknowledged."""
         goals = {subscription.stream_name: ids.highest for subscription, ids in produced.items() if ids}
@@ -136,11 +146,6 @@ class Running:
             if all(marks.get(name, -1) >= goal for name, goal in goals.items()):
                 return
             await trio.sleep(0.1)
-
-    @property
-    def pid(self) -> int:
-        """Its number among the processes of this machine."""
-        return self._process.pid
 
     async def freeze(self, for_s: float) -> None:
         """Take the CPU away from it for a while, as a container is throttled."""
@@ -158,14 +163,15 @@ class Running:
         self._process.send_signal(signal.SIGHUP)
 
     async def wait_sheltered(self) -> None:
-        """Wait until SIGHUP does not end it any more: first it is an interpreter that knows nothing of us."""
+        """Wait until SIGHUP is kept, or heeded: first it is an interpreter that knows nothing of us."""
         bit = 1 << (signal.SIGHUP - 1)
-        while not bit & self._signals("SigIgn"):  # noqa: ASYNC110 - another process cannot set an event
+        while not bit & self._signals("SigBlk", "SigCgt"):  # noqa: ASYNC110 - another process cannot set an event
             await trio.sleep(0.001)
 
-    def _signals(self, which: str) -> int:
+    def _signals(self, *masks: str) -> int:
+        """Return the signals that are blocked (`SigBlk`), caught (`SigCgt`), or in any other of its masks."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith(which)), 16)
+        return reduce(or_, (int(line.split()[1], 16) for line in status.splitlines() if line.startswith(masks)))
 
     async def kill(self) -> None:
         """End it as the machine would that it runs on."""
