@@ -102,15 +102,19 @@ class Endpoint:
         """Answer an operation of Kinesis (its name in lower case), or the path that is asked for."""
         if operation == "putrecords":
             return json.dumps(self.put(json.loads(body), len(body))).encode()
-        if operation == "listshards" and json.loads(body).get("StreamName") != HEARTBEATS:
+        if operation == "listshards" and self.is_data(json.loads(body)["StreamName"]):
             return json.dumps(NO_SHARDS).encode()
         by_name = {name.lower(): answer for name, answer in ANSWERS.items()}
         return json.dumps(by_name.get(operation, self._totals)).encode()
 
+    def is_data(self, stream: str) -> bool:
+        """Whether a stream is not that of the heartbeats."""
+        return stream != HEARTBEATS
+
     def put(self, call: Any, body_bytes: int) -> Any:
         """Take the entries of a call."""
         entries = call["Records"]
-        if call.get("StreamName") != HEARTBEATS:
+        if self.is_data(call["StreamName"]):
             payloads = [base64.b64decode(entry["Data"]) for entry in entries]
             self._totals.update(
                 records=sum(map(count_records, payloads)),

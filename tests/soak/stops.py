@@ -63,8 +63,9 @@ class Hardship(NamedTuple):
 
 
 async def work(scene: Scene, service: Running) -> None:
-    """Let it deliver for a while."""
+    """Let it deliver for a while, from when on every stream of it has spoken: what is owed of one begins there."""
     await service.wait_started()
+    await service.wait_begun()
     await trio.sleep(scene.flow_s)
 
 

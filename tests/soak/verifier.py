@@ -52,9 +52,13 @@ class Verifier(Endpoint):
             case _:
                 return super().answer(operation, body)
 
+    def is_data(self, stream: str) -> bool:
+        """Whether a stream is the one that is verified."""
+        return stream == self._data_stream
+
     def put(self, call: Any, body_bytes: int) -> Any:
         """Take the entries of a call."""
-        is_data = call["StreamName"] == self._data_stream
+        is_data = self.is_data(call["StreamName"])
         for entry in call["Records"]:
             if is_data:
                 self._verify(base64.b64decode(entry["Data"]), entry["PartitionKey"])
@@ -96,10 +100,10 @@ class Verifier(Endpoint):
     def _read(self, iterator: str) -> dict[str, Any]:
         stream, _, first = iterator.rpartition("/")
         oldest = self._beats_written - len(self._beats)
-        found = [] if stream == self._data_stream else list(self._beats)[max(0, int(first) - oldest) :]
+        found = [] if self.is_data(stream) else list(self._beats)[max(0, int(first) - oldest) :]
         return {
             "Records": found,
-            "NextShardIterator": iterator if stream == self._data_stream else f"{stream}/{self._beats_written}",
+            "NextShardIterator": iterator if self.is_data(stream) else f"{stream}/{self._beats_written}",
             "MillisBehindLatest": 0,
         }
 
