@@ -1,34 +1,24 @@
 """The capacity and cost sheet of the README: arithmetic on what was measured, and on the prices of AWS.
 
-What was measured is read out of the README's own tables, so that the sheet says the same as they do. Everything else
-here is a number with its source. `python tests/test_readme.py --write` makes the sheet anew.
+What was measured is what the README's section about speed shows too. `python tests/test_readme.py --write` makes the
+sheet anew.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from textwrap import fill
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ingestor.config import Config
+from tests.benchmarks import prices, report
 
-README: Final = Path(__file__).parents[2] / "README.md"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RATES: Final = (100, 1_000, 3_000, 10_000, 30_000)
+HEARTBEATS_DOLLARS: Final = prices.month(units_a_s=0, shards=1)  # a stream of one shard; its units are cents
 
-# us-east-1, facts of 2026-11-22. A PUT payload unit is up to 25 KB of one record.
-DOLLARS_A_SHARD_HOUR: Final = 0.015
-DOLLARS_A_MILLION_UNITS: Final = 0.014
-DOLLARS_AN_ON_DEMAND_HOUR: Final = 0.04
-DOLLARS_AN_ON_DEMAND_GB: Final = 0.08
-UNIT_BYTES: Final = 25_000
-SHARD_BYTES_A_S: Final = 1_000_000
-SHARD_RECORDS_A_S: Final = 1_000
-HOURS_A_MONTH: Final = 730
-HEARTBEATS_DOLLARS: Final = HOURS_A_MONTH * DOLLARS_A_SHARD_HOUR  # a stream of one shard; its units are cents
-
-SHARD_HEADROOM: Final = 1.3
 FULL_CORE: Final = 0.6  # of a core that a task may need; above that, bursts wait
 # Fargate: the sizes up to one vCPU, as one process uses no more, each with the least memory that goes with it.
 SIZES: Final = ((0.25, 0.5), (0.5, 1.0), (1.0, 2.0))
@@ -71,30 +61,11 @@ class Sizing(NamedTuple):
     dollars_plain: float
 
 
-def measured(text: str) -> Measured:
-    """Read the tables about speed."""
-    mix = next(cells(line) for line in text.splitlines() if line.startswith("|") and "market mix" in line)
-    return Measured(number(mix[1]), number(mix[4]), memory_at_the_end(text))
-
-
-def cells(line: str) -> list[str]:
-    """Split a line of a table."""
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def number(text: str) -> float:
-    """Read a number as people write it."""
-    return float(re.sub(r"[ ,\u202f]", "", text))
-
-
-def memory_at_the_end(text: str) -> float:
-    """Return the resident memory at the end of a run at full speed, in a sentence or in a table."""
-    said = re.search(r"(\d+) MB at the end", text)
-    if said is not None:
-        return float(said[1])
-    lines = text.splitlines()
-    head = next(place for place, line in enumerate(lines) if line.startswith("|") and "MB at the end" in line)
-    return number(cells(lines[head + 2])[cells(lines[head]).index("MB at the end")])
+def measured(published: Mapping[str, Any]) -> Measured:
+    """Pick what the sheet rests on out of all that was measured."""
+    mix = published["line"]["results"]["ours, aggregated, market mix"]
+    memory = published["memory"]["results"]["ours, aggregated"]
+    return Measured(round(mix["cpu_us"], 1), round(mix["payload_units_per_million"]), round(memory["rss_mb_end"]))
 
 
 def size(rate: int, found: Measured) -> Sizing:
@@ -106,18 +77,17 @@ def size(rate: int, found: Measured) -> Sizing:
     )
     bytes_a_s = rate * bytes_each(found)
     units_a_s = units_of(bytes_a_s)
-    shards = math.ceil(SHARD_HEADROOM * bytes_a_s / SHARD_BYTES_A_S)
-    plain_shards = math.ceil(SHARD_HEADROOM * rate / SHARD_RECORDS_A_S)
-    gb_a_month = bytes_a_s * HOURS_A_MONTH * 3_600 / 1e9
+    shards = prices.shards_for(records_a_s=0, bytes_a_s=bytes_a_s)
+    plain_shards = prices.shards_for(records_a_s=rate, bytes_a_s=0)
     return Sizing(
         cores,
         tasks,
         vcpu,
         memory_gb,
         shards,
-        provisioned(units_a_s, shards),
-        DOLLARS_AN_ON_DEMAND_HOUR * HOURS_A_MONTH + DOLLARS_AN_ON_DEMAND_GB * gb_a_month + HEARTBEATS_DOLLARS,
-        provisioned(rate, plain_shards),
+        prices.month(units_a_s, shards) + HEARTBEATS_DOLLARS,
+        prices.month_on_demand(bytes_a_s) + HEARTBEATS_DOLLARS,
+        prices.month(rate, plain_shards) + HEARTBEATS_DOLLARS,
     )
 
 
@@ -129,26 +99,19 @@ def bound_mb(found: Measured) -> float:
 
 def bytes_each(found: Measured) -> float:
     """Return what a message takes in the stream; blobs are nearly full units, so it is a little less."""
-    return found.units_a_million / 1e6 * UNIT_BYTES
+    return found.units_a_million / 1e6 * prices.UNIT_BYTES
 
 
 def units_of(bytes_a_s: float) -> float:
     """Return the PUT payload units a second, rounded up for every lane and flush: the smallest blob is one."""
     kinesis = Config().kinesis
     flushes_a_s = kinesis.lanes / kinesis.batch.flush_interval_s
-    return flushes_a_s * math.ceil(bytes_a_s / flushes_a_s / UNIT_BYTES)
-
-
-def provisioned(units_a_s: float, shards: int) -> float:
-    """Return dollars a month, the heartbeat stream included."""
-    units_a_month = units_a_s * HOURS_A_MONTH * 3_600
-    shards_a_month = shards * HOURS_A_MONTH * DOLLARS_A_SHARD_HOUR
-    return units_a_month / 1e6 * DOLLARS_A_MILLION_UNITS + shards_a_month + HEARTBEATS_DOLLARS
+    return flushes_a_s * math.ceil(bytes_a_s / flushes_a_s / prices.UNIT_BYTES)
 
 
 def sheet() -> str:
     """Write the sheet."""
-    found = measured(README.read_text(encoding="utf-8"))
+    found = measured(report.published())
     rows = [f"| {' | '.join(COLUMNS)} |", f"|{'--:|' * len(COLUMNS)}"]
     for rate in RATES:
         each = size(rate, found)
@@ -160,12 +123,12 @@ def sheet() -> str:
         full=100 * FULL_CORE,
         bound_mb=bound_mb(found),
         bytes_each=bytes_each(found),
-        headroom=100 * (SHARD_HEADROOM - 1),
+        headroom=100 * (prices.HEADROOM - 1),
         lanes=Config().kinesis.lanes,
-        shard_hour=DOLLARS_A_SHARD_HOUR,
-        units=DOLLARS_A_MILLION_UNITS,
-        stream_hour=DOLLARS_AN_ON_DEMAND_HOUR,
-        gb=DOLLARS_AN_ON_DEMAND_GB,
-        hours=HOURS_A_MONTH,
+        shard_hour=prices.DOLLARS_A_SHARD_HOUR,
+        units=prices.DOLLARS_A_MILLION_UNITS,
+        stream_hour=prices.DOLLARS_AN_ON_DEMAND_HOUR,
+        gb=prices.DOLLARS_AN_ON_DEMAND_GB,
+        hours=prices.HOURS_A_MONTH,
     )
     return "\n".join([*rows, "", *(fill(note, WIDTH, subsequent_indent="  ") for note in notes.splitlines())])

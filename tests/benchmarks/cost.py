@@ -2,17 +2,17 @@
 
 Trades of twenty symbols for some seconds; counted are calls, records and PUT payload units (25 KB each) of what reached
 the endpoint. A put takes as long as a real one about, because with `flush: adaptive` that decides how much waits for
-the next one. Prices are those of facts/aws.md §1.5 (us-east-1, provisioned), read 2026-11-22.
+the next one.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from tests.benchmarks import prices
 from tests.benchmarks.latency import ANSWER_AFTER_MS
 from tests.benchmarks.line import Setup, run_line
 
@@ -32,12 +32,6 @@ WAYS: Final = {
 DRAIN_LIMIT_S: Final = 30.0
 
 MILLION: Final = 1_000_000
-DOLLARS_PER_MILLION_UNITS: Final = 0.014
-DOLLARS_PER_SHARD_HOUR: Final = 0.015
-SHARD_RECORDS_PER_S: Final = 1_000
-SHARD_BYTES_PER_S: Final = 1_000_000
-HEADROOM: Final = 1.3
-MONTH_S: Final = 730 * 3600
 
 
 def measure(seconds: float) -> dict[str, dict[str, dict[str, float]]]:
@@ -69,11 +63,9 @@ def measure_one(setup: Setup, rate: int, seconds: float) -> dict[str, float]:
 def dollars(rate: int, per_million: dict[str, float]) -> dict[str, float]:
     """Return what a million trades cost in payload units, and a month of this rate with the shards that it needs."""
     a_second = {name: count * rate / MILLION for name, count in per_million.items()}
-    full_shards = max(a_second["entries"] / SHARD_RECORDS_PER_S, a_second["data_bytes"] / SHARD_BYTES_PER_S)
-    shards = math.ceil(round(HEADROOM * full_shards, 3))
-    units = a_second["payload_units"] * MONTH_S / MILLION * DOLLARS_PER_MILLION_UNITS
+    shards = prices.shards_for(a_second["entries"], a_second["data_bytes"])
     return {
-        "dollars_per_million": per_million["payload_units"] / MILLION * DOLLARS_PER_MILLION_UNITS,
+        "dollars_per_million": per_million["payload_units"] / MILLION * prices.DOLLARS_A_MILLION_UNITS,
         "shards": shards,
-        "dollars_a_month": units + shards * MONTH_S / 3600 * DOLLARS_PER_SHARD_HOUR,
+        "dollars_a_month": prices.month(a_second["payload_units"], shards),
     }
