@@ -1,4 +1,4 @@
-"""The README keeps in step with the code: keys, metrics, what capacity costs, and the files and names it mentions.
+"""The README keeps in step with the code and with what was measured: keys, metrics, speed, capacity, files and names.
 
 `python tests/test_readme.py --write` writes the generated parts anew.
 """
@@ -59,7 +59,14 @@ def capacity() -> str:
     return sheet()
 
 
-GENERATED = {"configuration": configuration, "metrics": metrics, "capacity": capacity}
+def speed() -> str:
+    """Show what was measured last, and kept."""
+    from tests.benchmarks import report  # noqa: PLC0415 - as a script, this file is found before its package is
+
+    return report.section(report.published())
+
+
+GENERATED = {"configuration": configuration, "metrics": metrics, "speed": speed, "capacity": capacity}
 
 
 def part_of(text: str, name: str) -> re.Match[str]:
@@ -74,9 +81,20 @@ def test_a_generated_part_is_up_to_date(name: str) -> None:
     assert part_of(README.read_text(encoding="utf-8"), name)[2].strip() == GENERATED[name]()
 
 
+def test_every_chart_shows_what_was_measured() -> None:
+    """`python -m tests.benchmarks --publish` draws them, and leaves none behind that nobody shows."""
+    from tests.benchmarks import report  # noqa: PLC0415 - as above
+
+    drawn = report.charts(report.published())
+    assert set(report.PICTURES.glob("bench-*.svg")) == set(drawn)
+    assert {path: path.read_text(encoding="utf-8") for path in drawn} == drawn
+
+
 def test_every_file_that_is_named_is_there() -> None:
     """A guarantee whose test was renamed is no guarantee."""
-    named = re.findall(r"`((?:tests|ingestor|config|schemas)/[\w./-]+\.\w+)`", README.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|ingestor|config|schemas)/[\w./-]+\.\w+)`", text)
+    named += re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 
