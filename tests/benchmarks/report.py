@@ -266,7 +266,7 @@ class Part(NamedTuple):
 
 PARTS: Final[Mapping[str, Part]] = {
     "receive": Part(receive_table, "All only count, and get every message as bytes."),
-    "encode": Part(encode_table, "The same records, byte for byte the same result; 50 at a time, as one read brings them."),
+    "encode": Part(encode_table, "The same records to the same bytes; 50 at a time, as one read brings them."),
     "line": Part(
         line_table,
         '"Ordinary" is trio-websocket, json, Decimal, fastavro and `put_records` of 500, as one would write it. The '
