@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+RAW_PATH: Final = "/ws"
 COMBINED_PATH: Final = "/stream"  # every event says which stream it belongs to (facts/binance.md §2)
 
 # How connecting fails; trio turns what an open socket does into the same errors.
@@ -96,14 +97,16 @@ class VenueUrl:
 
 
 def parse_url(url: str) -> VenueUrl:
-    """Take a WebSocket base URL such as `wss://stream.binance.com:9443` apart; ValueError if it is none."""
+    """Take a WebSocket base URL such as `wss://stream.binance.com:9443` apart; ValueError if it is none.
+
+    The venue's manual writes it with `/ws` or `/stream` behind it; which of them is asked for is ours to say.
+    """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
         raise ValueError(f"not a ws:// or wss:// URL: {url!r}")
     is_tls = parts.scheme == "wss"
-    return VenueUrl(
-        parts.hostname, parts.port or (443 if is_tls else 80), is_tls, parts.path.rstrip("/") + COMBINED_PATH
-    )
+    base = parts.path.rstrip("/").removesuffix(RAW_PATH).removesuffix(COMBINED_PATH).rstrip("/")
+    return VenueUrl(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, base + COMBINED_PATH)
 
 
 @cache

@@ -1133,10 +1133,14 @@ async def test_a_port_where_nobody_listens_is_a_loss_with_a_cause(log: list[Any]
         ("wss://stream.binance.com", VenueUrl("stream.binance.com", 443, True, "/stream"), "stream.binance.com"),
         ("ws://[::1]:8081/venue/", VenueUrl("::1", 8081, False, "/venue/stream"), "[::1]:8081"),
         ("ws://localhost", VenueUrl("localhost", 80, False, "/stream"), "localhost"),
+        ("wss://venue/ws/", VenueUrl("venue", 443, True, "/stream"), "venue"),
+        ("wss://venue/a/ws", VenueUrl("venue", 443, True, "/a/stream"), "venue"),
+        ("wss://venue/stream", VenueUrl("venue", 443, True, "/stream"), "venue"),
+        ("wss://venue/news", VenueUrl("venue", 443, True, "/news/stream"), "venue"),
     ],
 )
 def test_a_url_is_taken_apart(text: str, url: VenueUrl, host_header: str) -> None:
-    """Host, port with its default, and the combined path below whatever path the URL has."""
+    """Host, port with its default, and the combined path below whatever path the URL has, once."""
     assert parse_url(text) == url
     assert url.host_header == host_header
 
