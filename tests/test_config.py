@@ -50,6 +50,18 @@ def leaves(values: dict[str, object], path: str = "") -> dict[str, object]:
     return found
 
 
+def test_the_local_configuration_spells_out_what_is_most_often_changed() -> None:
+    """Venue, streams, batches, retries, delays and intervals, as they are by default; what differs is for this machine."""
+    path = config_path("local.yaml")
+    spelled = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    for section in ("binance", "kinesis.batch", "kinesis.retry", "binance.connections.backoff", "heartbeat", "health"):
+        assert any(key.startswith(f"{section}.") for key in spelled), section
+    defaults = leaves(Config().model_dump(mode="json"))
+    loaded = leaves(load(path, {}).model_dump(mode="json"))
+    changed = {key for key, value in loaded.items() if value != defaults[key]}
+    assert changed == {"logging.format", "kinesis.endpoint_url", "health.host"} < spelled.keys()
+
+
 def test_every_key_has_a_meaning_in_one_line_and_its_default() -> None:
     """The table in the README, `ingestor check --keys` and the schema are made of it."""
     listed = {key.path: key for key in keys()}
