@@ -50,8 +50,57 @@ def leaves(values: dict[str, object], path: str = "") -> dict[str, object]:
     return found
 
 
+# What users were promised: a key that is renamed, or whose default changes, breaks what they have written.
+CONTRACT = """
+service: {name: ingestor, environment: local, shutdown_grace_s: 25}
+logging: {level: info, format: json}
+binance:
+  websocket_url: wss://stream.binance.com:9443
+  rest_url: https://api.binance.com
+  archive_url: https://data.binance.vision
+  symbols: [BTCUSDT, ETHUSDT]
+  streams: [trade, depth, kline]
+  kline_intervals: [1m]
+  connections: {max_streams: 200, redundancy: 1, rollover_after_s: 82800, silence_limit_s: 30,
+                backoff: {initial_s: 1, max_s: 60, multiplier: 2, jitter: true}}
+  rest: {max_weight_share: 0.8, timeout_s: 10, max_attempts: 8}
+  book: {snapshot_levels: 1000, resnapshot_s: 3600}
+  allow_plaintext: false
+repair: {enabled: true, max_trades_per_gap: 1000000}
+backfill: []
+kinesis:
+  stream_name: bitcoin-market-data
+  region: us-east-1
+  endpoint_url: null
+  partition_key: symbol
+  aggregation: kpl
+  encoding: avro
+  batch: {max_records: 500, max_bytes: 4000000, flush: interval, flush_interval_s: 1.0}
+  retry: {max_attempts: 10, initial_s: 0.1, max_s: 10}
+  circuit_breaker: {failure_threshold: 5, reset_timeout_s: 30}
+  allow_plaintext: false
+  blob_bytes: 49900
+  timeouts: {connect_s: 3, read_s: 6}
+  shard_budget_share: 0.9
+  lanes: 8
+heartbeat: {stream_name: ingestor-heartbeat, interval_s: 5, resume: true, resume_lookback_s: 86400}
+spool: {directory: null, max_bytes: 1073741824, memory_max_bytes: 33554432}
+channels: {max_batches: 256, max_bytes: 67108864}
+dead_letter: {kind: file, directory: ./dead-letter, queue_url: null}
+health: {host: 0.0.0.0, port: 8080}
+metrics: {cloudwatch: {mode: none, namespace: Ingestor, interval_s: 60}}
+shard: {index: 0, count: 1}
+"""
+
+
+def test_keys_and_defaults_are_those_that_were_promised(tmp_path: Path) -> None:
+    """All of them, and no other."""
+    assert load(written(tmp_path, CONTRACT), {}) == Config()
+    assert leaves(yaml.safe_load(CONTRACT)).keys() == leaves(Config().model_dump(mode="json")).keys()
+
+
 def test_the_local_configuration_spells_out_what_is_most_often_changed() -> None:
-    """Venue, streams, batches, retries, delays and intervals, as they are by default; what differs is for this machine."""
+    """Venue, streams, batches, retries, delays and intervals, as by default; what differs is for this machine."""
     path = config_path("local.yaml")
     spelled = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
     for section in ("binance", "kinesis.batch", "kinesis.retry", "binance.connections.backoff", "heartbeat", "health"):

@@ -37,6 +37,23 @@ def test_reconnections_are_a_counter_under_exactly_the_contracts_name() -> None:
     assert lines[0].startswith("# HELP websocket_reconnection_count ")
 
 
+def test_what_was_promised_has_its_name_its_type_and_its_labels() -> None:
+    """Dashboards that others have made go on."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.count_messages_by(lambda: {("BTCUSDT", "trade"): 1})
+    text = expose(metrics.registry).decode()
+    promised = {
+        "messages_received_total": ("counter", {"symbol", "stream_type"}),
+        "message_processing_latency_seconds": ("histogram", {"stage", "le"}),
+        "kinesis_batch_size": ("histogram", {"le"}),
+        "websocket_reconnection_count": ("counter", set()),
+    }
+    labels = {sample.name: set(sample.labels) for family in metrics.registry.collect() for sample in family.samples}
+    for name, (kind, wanted) in promised.items():
+        assert f"# TYPE {name} {kind}\n" in text
+        assert labels[f"{name}_bucket" if kind == "histogram" else name] == wanted
+
+
 def test_a_batch_is_one_observation_of_many_messages() -> None:
     """Buckets are cumulative, an observation on a bound belongs to it, and the sum is of all messages."""
     metrics = Metrics(CollectorRegistry())
