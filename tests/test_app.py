@@ -14,13 +14,16 @@ from ingestor.config import Config, Retry, Shard
 from ingestor.core.errors import ConfigError
 from ingestor.core.model import Subscription
 from ingestor.core.sharding import share
+from ingestor.health_check import BindError
 from ingestor.local.faults import FailRest
 from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.reload import ConfigFile
+from ingestor.rest_client import RestrictedLocationError
 from ingestor.serializer import decode_heartbeat
 from tests.fakes.busy import FULL_RATE, be_busy
 from tests.fakes.kinesis import ODD
+from tests.fakes.process_logs import process_restored
 from tests.fakes.service import run_for, run_line
 from tests.fakes.world import START_MS, MemoryWorld, config_for, run_inline
 
@@ -256,6 +259,40 @@ async def test_a_bug_in_a_source_ends_the_service_after_the_line_is_drained(
     marks = lines[0].coverage.watermarks()
     assert {each: mark + 1 for each, mark in marks.items()} == lines[0].intake.next_ids()
     assert decode_heartbeat(world.beats.records()[-1].data)["final"]
+
+
+ENDS = {
+    "drained": (None, 0, ""),
+    "a bug": (ExceptionGroup("", [ZeroDivisionError("odd")]), 1, "crashed"),
+    "a mistake of configuration": (ExceptionGroup("", [ConfigError(["shard: none"])]), 2, "misconfigured"),
+    "a port in use": (BindError("health.port: taken"), 2, "misconfigured"),
+    "a restricted location": (RestrictedLocationError("not from there"), 2, "misconfigured"),
+    "a bug beside a mistake": (ExceptionGroup("", [ConfigError(["a: b"]), ZeroDivisionError("odd")]), 1, "crashed"),
+}
+
+
+@pytest.mark.parametrize(("error", "exit_code", "event"), ENDS.values(), ids=ENDS)
+def test_the_exit_code_says_how_it_ended(
+    error: Exception | None,
+    exit_code: int,
+    event: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0 drained, 1 a bug with its traceback, 2 what a person has to mend with its words; a bug is never hidden."""
+
+    async def end(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(app, "run_until_signal", end)
+    monkeypatch.setattr(app, "open_world", lambda _: None)
+    with process_restored():
+        assert app.run(Config(), Config) == exit_code
+        said = capsys.readouterr().err
+    assert event in said
+    assert ("Traceback" in said) == (exit_code == app.CRASHED)
 
 
 async def test_every_declared_hole_is_counted_once_and_shown(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -169,6 +170,23 @@ def test_a_full_file_is_followed_by_another(tmp_path: Path) -> None:
     files.close()
     files.close()
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"first\n", b"second\n3\n"]
+
+
+def test_a_letter_is_on_disk_before_anybody_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are synced, and once for each file the folder, or the name of the file may be gone after a crash."""
+    synced: list[tuple[bool, int]] = []
+
+    def sync(file: int) -> None:
+        state = os.fstat(file)
+        synced.append((stat.S_ISDIR(state.st_mode), state.st_size))
+
+    monkeypatch.setattr("ingestor.dead_letter.os.fsync", sync)
+    files = LetterFiles(tmp_path, wall_ns)
+    for line in (b"first\n", b"second\n"):
+        files.append(line)
+    files.close()
+    assert [is_folder for is_folder, _ in synced] == [True, False, False]
+    assert [size for is_folder, size in synced if not is_folder] == [6, 13]
 
 
 def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

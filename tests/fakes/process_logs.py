@@ -1,9 +1,10 @@
-"""Keeps what a command sets up for its whole process from reaching the next test: logging, and the collector."""
+"""Keeps what a command sets up for its whole process from reaching the next test: logging, collector, switches."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def process_restored() -> Iterator[None]:
-    """Leave the process's logging and garbage collection as they were."""
+    """Leave the process's logging, its garbage collection and its switch interval as they were."""
     root = logging.getLogger()
     handlers, level, thresholds = root.handlers[:], root.level, gc.get_threshold()
+    interval_s = sys.getswitchinterval()
     levels = {name: logging.getLogger(name).level for name in logs.CHATTY_LIBRARIES}
     try:
         yield
@@ -32,3 +34,4 @@ def process_restored() -> Iterator[None]:
         structlog.reset_defaults()
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+        sys.setswitchinterval(interval_s)
