@@ -260,9 +260,16 @@ class ReceiveLane(trio.abc.Stream):
     """
 
     def __init__(
-        self, stream: trio.abc.Stream, deliver: Deliver, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+        self,
+        stream: trio.abc.Stream,
+        deliver: Deliver,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        count_bytes: Callable[[int], None] | None = None,
     ) -> None:
+        """`count_bytes` is told how much each read brought, of whatever kind."""
         self.error: Exception | None = None
+        self._count_bytes = count_bytes
         self._stream = stream
         self._deliver = deliver
         self._slicer = FrameSlicer(max_message_bytes)
@@ -318,6 +325,8 @@ class ReceiveLane(trio.abc.Stream):
             data = await self._read()
             if not data:
                 return data
+            if self._count_bytes is not None:
+                self._count_bytes(len(data))
             now = trio.current_time()
             self._last_byte_s = self.listened_s(now)
             self._pending, passthrough, error = self._slicer.feed(data)

@@ -211,6 +211,9 @@ class Metrics:
         self.connections_open = Gauge(
             "websocket_connections_open", "WebSocket connections open now.", registry=registry
         )
+        self.websocket_bytes = Counter(
+            "websocket_bytes_received", "Bytes that WebSocket connections brought, inside of TLS.", registry=registry
+        )
         self.rest_requests = Counter(
             "rest_requests", "REST requests to the venue.", ["endpoint", "outcome"], registry=registry
         )

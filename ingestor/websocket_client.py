@@ -294,7 +294,7 @@ class Feed:
 
     async def _run(self, connect: Connect, url: VenueUrl) -> None:
         self.fact.enter("connecting", trio.current_time())
-        lane = ReceiveLane(await self._open(connect), self._hand_over)
+        lane = ReceiveLane(await self._open(connect), self._hand_over, count_bytes=self._metrics.websocket_bytes.inc)
         losses: list[BaseException] = []
         try:
             await self._live(lane, url)

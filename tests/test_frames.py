@@ -291,6 +291,20 @@ async def test_messages_of_one_read_are_delivered_as_one_list_with_the_time_of_t
         assert consumer.batches[1:] == [([b"c"], start_s + 7)]
 
 
+async def test_what_each_read_brings_is_counted() -> None:
+    """Whatever it is: the handshake, messages, control frames."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    counted: list[int] = []
+    lane = ReceiveLane(ours, Consumer().deliver, count_bytes=counted.append)
+    for sent in (HEAD, frame(b"a") + frame(b"b") + frame(b"!", PING)):
+        await theirs.send_all(sent)
+        await lane.receive_some()
+        assert counted.pop() == len(sent)
+    await theirs.aclose()
+    assert await lane.receive_some() == b""
+    assert counted == []
+
+
 async def test_a_ping_is_passed_on_before_anyone_waits_for_room() -> None:
     """The batch of the same read stays pending, and is flushed before the next read."""
     consumer = Consumer()

@@ -178,6 +178,7 @@ async def test_a_connection_asks_for_the_combined_mode_and_is_live_when_everythi
         assert bench.venue.sockets[0].requested_host == "venue"
         assert bench.board.connections["feed-1"].is_live
         assert bench.metrics.connections_open._value.get() == 1
+        assert bench.metrics.websocket_bytes._value.get() > 3 * len('{"result":null,"id":0}')
         nursery.cancel_scope.cancel()
     assert bench.metrics.connections_open._value.get() == 0
 
