@@ -249,6 +249,24 @@ async def test_alarms_watch_what_a_task_publishes(autojump_clock: MockClock, tmp
     assert watched - outlet.published == set()
 
 
+def test_alarms_watch_what_a_task_has_left() -> None:
+    """CPU and memory of every shard's own service, as ECS measures them."""
+    resources = unrolled(read_template(), SHARDS)["Resources"]
+    alarms = [each["Properties"] for each in resources.values() if each["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = set()
+    for alarm in alarms:
+        if alarm["Namespace"] != "AWS/ECS":
+            continue
+        cluster, service = (each["Value"] for each in alarm["Dimensions"])
+        name, attribute = service["Fn::GetAtt"]
+        assert (resources[name]["Type"], attribute) == ("AWS::ECS::Service", "Name")
+        assert cluster == resources[name]["Properties"]["Cluster"]
+        watched.add((alarm["MetricName"], name))
+    assert watched == {
+        (metric, f"Service{shard}") for metric in ("CPUUtilization", "MemoryUtilization") for shard in SHARDS
+    }
+
+
 def test_holes_that_nobody_expects_are_all_but_those_of_a_disconnect_and_a_first_start() -> None:
     """As in the Prometheus rule; a reason that does not exist would leave nothing out."""
     (series,) = (each for each in SERIES if each.name == "HolesUnexpected")

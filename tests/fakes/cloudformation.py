@@ -70,6 +70,9 @@ def replaced(node: Any, variable: str, value: str) -> Any:
     if isinstance(node, dict):
         if isinstance(node.get("Ref"), dict):  # the name of a resource, put together
             return {"Ref": replaced(node["Ref"]["Fn::Sub"], variable, value)}
+        if "Fn::GetAtt" in node and isinstance(node["Fn::GetAtt"][0], dict):  # likewise
+            name, attribute = node["Fn::GetAtt"]
+            return {"Fn::GetAtt": [replaced(name["Fn::Sub"], variable, value), attribute]}
         return {replaced(key, variable, value): replaced(each, variable, value) for key, each in node.items()}
     if isinstance(node, list):
         return [replaced(each, variable, value) for each in node]
