@@ -29,7 +29,7 @@ from ingestor.inspection import prove as read_back
 from ingestor.local.faults import chaos as draw_faults
 from ingestor.local.kinesis import embedded_kinesis
 from ingestor.local.market import Market
-from ingestor.local.proof import as_table, prove
+from ingestor.local.proof import as_table, prove, verdict
 from ingestor.local.recording import Recording, open_recording
 from ingestor.local.venue import Venue
 from ingestor.serializer import Serializer
@@ -139,9 +139,8 @@ class Demo:
         report = await read_back(open_reader(config.kinesis, DATA_STREAM), Serializer().decode)
         rows = prove(produced, report)
         self._console.print(as_table(rows))
-        is_proven = bool(rows) and all(row.is_proven for row in rows) and not report.undecodable
-        verdict = Text("nothing is missing", "bold green") if is_proven else Text("SOMETHING IS MISSING", "bold red")
-        self._console.print(verdict)
+        is_proven, words = verdict(rows, report.undecodable)
+        self._console.print(Text(words, "bold green" if is_proven else "bold red"))
         return is_proven
 
 

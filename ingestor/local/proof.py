@@ -58,6 +58,17 @@ def prove(produced: Mapping[Subscription, Intervals], report: AuditReport) -> li
     return rows
 
 
+def verdict(rows: Sequence[ProofRow], undecodable: int) -> tuple[bool, str]:
+    """Say in words whether everything is there; where nothing counts, as of open bars alone, nothing is proven."""
+    if not rows:
+        return False, "nothing proven: there were neither trades nor changes of a book nor closed bars"
+    if not all(row.is_proven for row in rows):
+        return False, "SOMETHING IS MISSING"
+    if undecodable:
+        return False, f"{undecodable} entries of the stream cannot be read"
+    return True, "nothing is missing"
+
+
 def minus(ids: Intervals, others: Intervals) -> Intervals:
     """Return what is in `ids` and not in `others`."""
     rest = ids.copy()
