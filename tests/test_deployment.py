@@ -241,6 +241,7 @@ async def test_alarms_watch_what_a_task_publishes(autojump_clock: MockClock, tmp
     container = container_of(in_words_of_the_api(unrolled(read_template(), ["0"])["Resources"]["Task0"]["Properties"]))
     deployed = configured("production", environment_of(container))
     assert {alarm["Namespace"] for alarm in ours} == {deployed.metrics.cloudwatch.namespace}
+    assert deployed.metrics.cloudwatch.mode == "api"
     world, outlet = MemoryWorld(), Outlet()
     config = config_for(world, tmp_path).model_copy(update={"service": deployed.service, "shard": deployed.shard})
     line = await run_for(5, config, world)

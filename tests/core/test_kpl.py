@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestor.config import Kinesis
 from ingestor.core.errors import DecodeError
 from ingestor.core.kpl import MAGIC, RECORDS, InnerRecord, aggregate, disaggregate, varint
 from ingestor.core.model import EncodedRecord
+from tests.benchmarks.prices import UNIT_BYTES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its protobuf code of 2022 uses is deprecated since
@@ -81,6 +83,14 @@ def test_a_blob_that_is_full_names_no_key_it_does_not_use() -> None:
     entry, count = aggregate(records, POINT, 180)
     assert count == 1
     assert b"UNUSED" not in entry.data
+
+
+def test_a_full_blob_leaves_little_of_what_is_paid_for_empty() -> None:
+    """By the default size: two PUT payload units of 25 KB, of which less than 1 % is unused, and never a third one."""
+    records = [EncodedRecord(f"S{number % 20}USDT", bytes(60 + number % 20), None) for number in range(2_000)]
+    entry, count = aggregate(records, POINT, Kinesis().blob_bytes)
+    assert count < len(records)
+    assert 0.99 * 2 * UNIT_BYTES < len(entry.data) + len(entry.partition_key) <= 2 * UNIT_BYTES
 
 
 def test_a_blob_has_at_most_so_many_keys_as_two_bytes_can_name() -> None:
