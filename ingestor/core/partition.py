@@ -5,11 +5,14 @@ Records under one key keep their order. A hole goes under the key of the data it
 
 from __future__ import annotations
 
+from itertools import count, cycle
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ingestor.core.lanes import lane_index
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ingestor.core.model import MarketData
 
@@ -18,7 +21,7 @@ KeyOf: TypeAlias = "Callable[[MarketData], str]"
 
 
 def key_rule(rule: PartitionRule, lanes: int) -> KeyOf:
-    """Return the function from record to key: `BTCUSDT`, `BTCUSDT:trade`, or `BTCUSDT#n` with n in turn below `lanes`.
+    """Return the function from record to key: `BTCUSDT`, `BTCUSDT:trade`, or `BTCUSDT#n`, in turn one for each lane.
 
     `spread` is for one symbol that outgrows a shard; it gives up the order.
     """
@@ -36,12 +39,22 @@ def _symbol_and_event_type(record: MarketData) -> str:
 
 
 def _spread(lanes: int) -> KeyOf:
-    turns: dict[str, int] = {}  # per symbol: symbols that alternate would otherwise stick to one number each
+    turns: dict[str, Iterator[str]] = {}  # per symbol: symbols that alternate would otherwise stick to one lane each
 
     def spread(record: MarketData) -> str:
-        symbol = record.symbol
-        turn = turns.get(symbol, 0)
-        turns[symbol] = (turn + 1) % lanes
-        return f"{symbol}#{turn}"
+        turn = turns.get(record.symbol)
+        if turn is None:
+            turn = turns[record.symbol] = cycle(_key_of_each_lane(record.symbol, lanes))
+        return next(turn)
 
     return spread
+
+
+def _key_of_each_lane(symbol: str, lanes: int) -> list[str]:
+    """Return a key for every lane. As many keys as there are lanes would leave a third of these without one."""
+    keys: dict[int, str] = {}
+    numbers = count()
+    while len(keys) < lanes:
+        key = f"{symbol}#{next(numbers)}"
+        keys.setdefault(lane_index(key, lanes), key)
+    return list(keys.values())

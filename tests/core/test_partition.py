@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from ingestor.core.lanes import lane_index
 from ingestor.core.model import Hole
 from ingestor.core.partition import key_rule
 from tests.fakes.market_records import market_record
@@ -27,8 +30,12 @@ def test_a_hole_goes_under_the_key_of_the_data_it_stands_for(record: object, key
     assert key_rule("symbol_event_type", 8)(record) == key  # type: ignore[arg-type]  # parametrize erases the type
 
 
-def test_spread_takes_turns_for_every_symbol_on_its_own() -> None:
-    """Two symbols that alternate both reach every number."""
-    key_of = key_rule("spread", 2)
-    keys = [key_of(market_record(symbol=symbol)) for symbol in "ABABAB"]
-    assert keys == ["A#0", "B#0", "A#1", "B#1", "A#0", "B#0"]
+@pytest.mark.parametrize("lanes", [1, 2, 8, 30, 256])
+def test_spread_gives_every_lane_its_turn_for_every_symbol_on_its_own(lanes: int) -> None:
+    """Two symbols that alternate both reach all lanes, and each of them as often as the others."""
+    key_of = key_rule("spread", lanes)
+    keys = [key_of(market_record(symbol=symbol)) for symbol in ("BTCUSDT", "ETHUSDT") * lanes * 2]
+    assert {key.partition("#")[0] for key in keys[::2]} == {"BTCUSDT"}
+    for own in (keys[::2], keys[1::2]):
+        assert Counter(lane_index(key, lanes) for key in own) == dict.fromkeys(range(lanes), 2)
+        assert own[:lanes] == own[lanes:]
