@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,18 +20,27 @@ from ingestor.core.lanes import lane_point
 from ingestor.core.model import EncodedRecord
 from ingestor.serializer import Serializer
 from tests.fakes.market_records import market_record
-from tests.integration.engines import CREDENTIALS, REGION, clean_environment, client_of, create_stream, stream_name_of
+from tests.integration.engines import (
+    CREDENTIALS,
+    REGION,
+    clean_environment,
+    client_of,
+    create_stream,
+    free_port,
+    stream_name_of,
+)
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 FIRST, LAST = 6_400_000_001, 6_400_000_300
 POINT = str(lane_point(3, 8))
 
 
 def example(name: str) -> str:
     """Return the code below a comment of the README."""
-    found = re.search(rf"<!-- {name}: [^\n]* -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    found = re.search(rf"<!-- {name}: [^\n]* -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -76,6 +86,25 @@ def test_the_lambda_example_reads_every_record(moto_url: str, stream: str) -> No
         exec(definitions + example("lambda"), namespace)  # noqa: S102 - it is ours
         namespace["handler"](json.loads(json.dumps({"Records": events})), None)
     assert out.getvalue().splitlines() == [f"BTCUSDT {number}" for number in range(FIRST, LAST + 1)]
+
+
+def test_an_emulator_of_ones_own_has_its_streams() -> None:
+    """Whoever pastes all lines at once does not wait until it listens."""
+    found = re.search(r"\n(python -m ingestor\.local\.moto_server .*?)\ningestor check", README.read_text(), re.DOTALL)
+    assert found is not None
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    asked = (
+        f"import boto3; print(boto3.client('kinesis', 'us-east-1', endpoint_url='{url}').list_streams()['StreamNames'])"
+    )
+    lines = ("set -e", "trap 'kill $!' EXIT", found[1].replace("4566", port), f'python -c "{asked}"')
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = clean_environment(**CREDENTIALS, PATH=path, no_proxy="127.0.0.1")
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "['bitcoin-market-data', 'ingestor-heartbeat']\n"
 
 
 def read(client: Any, stream: str, shard_id: str) -> list[dict[str, Any]]:
