@@ -38,6 +38,7 @@ KNOWN = {  # what AWS puts in the place of a reference
     "Environment": "production",
     "Symbols": "BTCUSDT,all:USDC",
     "Lanes": "8",
+    "ShardBudgetShare": "0.45",
     "DataStream": "data",
     "HeartbeatStream": "beats",
     "DeadLetters": "https://sqs.eu-west-1.amazonaws.com/1/letters",
@@ -210,6 +211,14 @@ def test_the_streams_fit_the_configuration() -> None:
     assert hours * 3600 >= configured("production", {}).heartbeat.resume_lookback_s
     lanes, shards = (template["Parameters"][name]["Default"] for name in ("Lanes", "StreamShards"))
     assert lanes >= 2 * shards
+
+
+def test_tasks_can_divide_what_a_shard_takes() -> None:
+    """They do not know of each other; one alone has the share that is the default of the configuration."""
+    alone = configured("production", {}).kinesis.shard_budget_share
+    assert read_template()["Parameters"]["ShardBudgetShare"]["Default"] == alone
+    assert configured("production", environment_of(CONTAINERS["cloudformation"])).kinesis.shard_budget_share == 0.45
+    assert common()["ConfigMap"]["data"]["INGESTOR__KINESIS__SHARD_BUDGET_SHARE"] == str(alone)
 
 
 class Outlet:
