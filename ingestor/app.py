@@ -56,7 +56,7 @@ from ingestor.serializer import Serializer, decode_heartbeat, encode_heartbeat, 
 from ingestor.shard_watch import ShardWatch
 from ingestor.silence_watch import SilenceWatch
 from ingestor.spool import Spool, SpoolFiles
-from ingestor.threads import open_threads
+from ingestor.threads import open_threads, share_one_heap
 from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollover_pace
 from ingestor.world import open_world
 
@@ -96,6 +96,7 @@ def run(config: Config, read_config: Callable[[], Config]) -> int:
     `read_config` is what `config` came from, for when it is to be read again.
     """
     logs.set_up(config.logging.level, config.logging.format)
+    share_one_heap()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
