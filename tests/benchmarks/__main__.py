@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import backfill, cost, encode, latency, lifecycle, line, peers, receive, report, steady
+from tests.benchmarks import backfill, cost, encode, latency, lifecycle, line, peers, receive, report, stages, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]
         "receive": lambda: receive.measure(seconds=3.0),
         "encode": encode.measure,
         "line": measure_line,
+        "stages": stages.measure,
         "peers": lambda: peers.measure(seconds=3.0, messages=500_000),
         "latency": lambda: latency.measure(seconds or 60.0),
         "memory": lambda: {"ours, aggregated": line.measure(line.Setup(), MILLION)},
