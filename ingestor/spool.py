@@ -504,7 +504,9 @@ class Spool:
 
     @property
     def due_at(self) -> float:
-        """When there is something to try again, by the monotonic clock; inf for nothing."""
+        """When `work` has something to do that no batch and no call announces, by the monotonic clock; inf for never."""
+        if any(self._takes or index not in self._holding for index in self._tails):
+            return -math.inf  # there is room for it by now, on disk or in memory
         return min(self._probe_at, self._read_again_at)
 
     def admit(self, batch: EncodedBatch, now: float) -> None:

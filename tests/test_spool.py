@@ -560,6 +560,27 @@ async def test_what_the_disk_lost_is_said_once_all_else_is_delivered(autojump_cl
     assert {int(number) for number in task.stored()} == {n for n in range(101) if n in covered}
 
 
+async def test_files_that_vanish_from_a_full_spool_do_not_stop_the_line(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whoever makes room by hand loses what was on disk; what waits in memory for room goes on."""
+    task = Task(tmp_path, down(), memory=20_000, max_bytes=50_000)
+    sent = 0
+    async with task.running():
+        with trio.move_on_after(300):
+            for sent in range(1000):
+                await task.send(sent, size=1000)
+        for life in lives(tmp_path):
+            shutil.rmtree(life)
+        task.kinesis.always = None
+        with trio.fail_after(60):
+            await task.send(sent)
+        await trio.sleep(30)
+        assert task.stored()[-1] == sent
+        assert task.lost == 1
+        assert task.fact.held_bytes == 0
+
+
 async def test_a_file_that_cannot_be_read_now_is_read_later(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Nothing newer of its lane overtakes it meanwhile."""
     task = Task(tmp_path, down(), memory=10_000)
