@@ -365,7 +365,10 @@ class SpoolFiles:
 
     def _sync(self) -> None:
         for path in [*self._unsynced, *{path.parent for path in self._unsynced}]:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # taken away: that is found out when it is read, and no reason to refuse what comes now
             try:
                 os.fsync(file)
             finally:

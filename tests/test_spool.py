@@ -581,6 +581,27 @@ async def test_files_that_vanish_from_a_full_spool_do_not_stop_the_line(
         assert task.fact.held_bytes == 0
 
 
+async def test_a_folder_that_vanished_keeps_the_disk_in_no_trouble(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What was not synced yet and is gone need not be synced any more."""
+    task = Task(tmp_path, down(), memory=30_000)
+    async with task.running():
+        for number in range(20):
+            await task.send(number, size=1000)
+        await trio.sleep(5)
+        for life in lives(tmp_path):
+            shutil.rmtree(life)
+        for number in range(20, 100):
+            with trio.fail_after(20):
+                await task.send(number, size=1000)
+            await trio.sleep(0.5)
+        assert task.fact.spool_trouble is None
+        task.kinesis.always = None
+        for _ in range(30):
+            await trio.sleep(1)
+            assert task.fact.spool_trouble is None
+    assert task.stored()[-1] == 99
+
+
 async def test_a_file_that_cannot_be_read_now_is_read_later(autojump_clock: MockClock, tmp_path: Path) -> None:
     """Nothing newer of its lane overtakes it meanwhile."""
     task = Task(tmp_path, down(), memory=10_000)
