@@ -134,7 +134,6 @@ class KinesisProducer:
         self._paused_until = -math.inf
         self._calls: list[float] = []  # when those that are out began
         self._ended = False
-        self._unsaved_records: int | None = None  # what neither Kinesis nor the disk has at the end
         self._last_put_at = math.inf
         self._waiting = trio.CancelScope()
         self._unknown_shard = trio.Event()
@@ -172,7 +171,8 @@ class KinesisProducer:
     ) -> None:
         """Deliver until every sender has hung up and nothing is held, or no put may start any more.
 
-        Cancelled or broken before that, it takes what is left in the channel and has `farewell_s` to deliver it.
+        Cancelled or broken before that, it takes what is left in the channel and has `farewell_s` to deliver it. In any
+        case it has as long again to leave the rest on disk.
         """
         with intake, ExitStack() as at_the_end:
             at_the_end.callback(self._report_end)
@@ -180,11 +180,12 @@ class KinesisProducer:
             try:
                 await self._pump(intake)
             finally:
-                with trio.move_on_after(self._farewell_s, shield=True):
-                    if not self._ended:
+                if not self._ended:
+                    with trio.move_on_after(self._farewell_s, shield=True):
                         self._ended = True
                         self._admit_waiting(intake, to_the_end=True)
                         await self._pump(intake)
+                with trio.move_on_after(self._farewell_s, shield=True):  # its own, for what could not be delivered
                     await self._leave()
 
     async def _pump(self, intake: BatchReceiver[EncodedBatch]) -> None:
@@ -441,12 +442,12 @@ class KinesisProducer:
     async def _leave(self) -> None:
         """Have what is left written to disk, if there is one."""
         if self._spool is not None:
-            self._unsaved_records = await self._spool.leave()
+            await self._spool.leave()
             self._note_held()
 
     def _report_end(self) -> None:
         """Count what is let go here: unclaimed, so the next task repairs it."""
-        left = self._lanes.held_records if self._unsaved_records is None else self._unsaved_records
+        left = self._lanes.held_records if self._spool is None else self._spool.unsaved_records
         if left:
             reason = "breaker_open" if self._breaker.state == "open" else "out_of_time"
             self._metrics.abandoned.labels(reason).inc(left)

@@ -494,6 +494,12 @@ class Spool:
         return sum(tail.held_bytes for tail in self._tails.values())
 
     @property
+    def unsaved_records(self) -> int:
+        """How many records are owed and not on disk."""
+        unsaved = sum(len(self._unsaved(index)) for index in range(self._lanes.count))
+        return unsaved + sum(len(tail.records) for tail in self._tails.values())
+
+    @property
     def has_room(self) -> bool:
         """Say whether more records may come; if the disk does not take them, memory must."""
         if self._takes:
@@ -544,13 +550,11 @@ class Spool:
             self._files.is_lossy = False
             self._on_lost()
 
-    async def leave(self) -> int:
-        """Write down all that is held, for the next process; return how many records it is not given."""
+    async def leave(self) -> None:
+        """Write down all that is held, for the next process."""
         for index in range(self._lanes.count):
             await self._write([self._write_of(index)])  # one by one, so that a little room is used
         await self._use_disk(partial(self._files.close, self._delivered))
-        unsaved = sum(len(self._unsaved(index)) for index in range(self._lanes.count))
-        return unsaved + sum(len(tail.records) for tail in self._tails.values())
 
     @property
     def _takes(self) -> bool:

@@ -26,7 +26,7 @@ from ingestor.config import BatchLimits, CircuitBreakerLimits, Kinesis, Retry
 from ingestor.core.claims import Intervals
 from ingestor.core.health import HealthBoard, SinkFact
 from ingestor.core.lanes import lane_index
-from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, Subscription
+from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, EntryFailure, PutEntry, Subscription
 from ingestor.core.spool_format import HEADER
 from ingestor.kinesis_producer import KinesisProducer
 from ingestor.metrics import Metrics
@@ -292,11 +292,14 @@ class Disk:
 
     def __init__(self) -> None:
         self.is_broken = False
+        self.hangs = False
         self.uses = 0
 
     async def __call__(self, fn: Callable[[], T], /) -> T:
         await trio.lowlevel.checkpoint()
         self.uses += 1
+        if self.hangs:
+            await trio.sleep_forever()
         if self.is_broken:
             raise OSError(errno.EROFS, "Read-only file system")
         return fn()
@@ -631,6 +634,41 @@ async def test_a_spool_too_small_for_anything_does_no_harm(autojump_clock: MockC
         await trio.sleep(30)
         await task.send(2)
     assert task.stored() == [1, 2]
+
+
+async def test_what_a_farewell_cannot_deliver_is_left_on_disk(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A bug ends the task while Kinesis hangs: the next one has all of it, and nothing is counted as abandoned."""
+
+    def stumble(entries: Sequence[PutEntry]) -> list[EntryFailure | None]:
+        raise ZeroDivisionError
+
+    first = Task(tmp_path, FakeKinesis([stumble], latency_s=100.0))
+    first.held = await first.producer.take_over()
+    await first.send(*range(10))
+    with pytest.RaisesGroup(ZeroDivisionError):
+        await first.producer.run(first.intake)
+    assert first.metrics.losses()["abandoned"] == 0
+    second = Task(tmp_path, FakeKinesis())
+    async with second.running():
+        pass
+    assert second.stored() == list(range(10))
+
+
+async def test_what_is_not_on_disk_at_the_end_is_counted(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """That and no more, also when the disk hangs until nobody waits for it any longer."""
+    first = Task(tmp_path, down(), memory=20_000, max_bytes=50_000)
+    sent = 0
+    async with first.running():
+        with trio.move_on_after(300):
+            for sent in range(1000):
+                await first.send(sent, size=1000)
+        first.disk.hangs = True
+    die(first.files)
+    second = Task(tmp_path, FakeKinesis())
+    async with second.running():
+        pass
+    assert second.stored()
+    assert first.metrics.losses()["abandoned"] == sent - len(second.stored()) > 0
 
 
 class RoughTask:
