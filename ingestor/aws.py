@@ -8,10 +8,10 @@ policy lives in one place.
 from __future__ import annotations
 
 import datetime as dt
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -45,7 +45,7 @@ from ingestor.core.model import EntryFailure, EntryResult, PutEntry
 from ingestor.core.shards import ShardInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from botocore.client import ClientMeta
     from mypy_boto3_cloudwatch.client import CloudWatchClient
@@ -61,16 +61,22 @@ if TYPE_CHECKING:
     )
     from mypy_boto3_sqs.client import SQSClient
     from mypy_boto3_sqs.type_defs import (
-        BatchResultErrorEntryTypeDef,
         ChangeMessageVisibilityBatchRequestEntryTypeDef,
+        ChangeMessageVisibilityBatchResultTypeDef,
         DeleteMessageBatchRequestEntryTypeDef,
+        DeleteMessageBatchResultTypeDef,
         SendMessageBatchRequestEntryTypeDef,
+        SendMessageBatchResultTypeDef,
     )
 
     from ingestor.config import Kinesis, Timeouts
     from ingestor.core.datums import Datum
     from ingestor.core.errors import SinkFailure
     from ingestor.threads import RunBlocking
+
+    BatchAnswer: TypeAlias = (
+        SendMessageBatchResultTypeDef | ChangeMessageVisibilityBatchResultTypeDef | DeleteMessageBatchResultTypeDef
+    )
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -233,6 +239,7 @@ def make_kinesis_client(settings: Kinesis, *, connections: int = 10) -> KinesisC
         raise ConfigError([f"kinesis.endpoint_url: {error}"]) from error
     require_tls(client.meta, allow_plaintext=settings.allow_plaintext)
     _speak_put_records(client)
+    client.meta.events.register("before-parse.kinesis", _keep_objects)
     return client
 
 
@@ -263,6 +270,12 @@ def _read_answer(response_dict: dict[str, Any], customized_response_dict: dict[s
             ValueError, RecursionError
         ):  # whatever else it is, there are no results in it, and that is found out
             customized_response_dict |= msgspec.json.decode(response_dict["body"], type=dict[str, Any])
+        response_dict["body"] = b"{}"
+
+
+def _keep_objects(response_dict: dict[str, Any], **_: object) -> None:
+    """Have botocore parse a 200 whose body is no JSON object as one that says nothing; it would stumble over others."""
+    if response_dict["status_code"] == HTTPStatus.OK and not response_dict["body"].lstrip().startswith(b"{"):
         response_dict["body"] = b"{}"
 
 
@@ -344,9 +357,11 @@ def make_sqs_client(queue_url: str, region: str, timeouts: Timeouts) -> SQSClien
     )
     try:
         endpoint_url = f"{parts.scheme}://{parts.netloc}"
-        return open_session(region).client("sqs", endpoint_url=endpoint_url, config=config)
+        client = open_session(region).client("sqs", endpoint_url=endpoint_url, config=config)
     except InvalidRegionError as error:
         raise ConfigError([f"kinesis.region: {error}"]) from error
+    client.meta.events.register("before-parse.sqs", _keep_objects)
+    return client
 
 
 class AwsApi(Generic[C]):
@@ -410,8 +425,9 @@ class QueueClient:
                 QueueUrl=queue_url, AttributeNames=["QueueArn", "MessageRetentionPeriod"]
             )
         )
-        attributes = answer["Attributes"]
-        return QueueSummary(attributes["QueueArn"], int(attributes["MessageRetentionPeriod"]))
+        with _reading():
+            attributes = answer["Attributes"]
+            return QueueSummary(attributes["QueueArn"], int(attributes["MessageRetentionPeriod"]))
 
     async def send(self, queue_url: str, bodies: Sequence[str]) -> Sequence[EntryFailure | None]:
         """Send one SendMessageBatch call; the answer is aligned with `bodies`, None if accepted. Raises `SinkError`."""
@@ -419,7 +435,7 @@ class QueueClient:
             {"Id": str(position), "MessageBody": body} for position, body in enumerate(bodies)
         ]
         answer = await self._api.call(lambda client: client.send_message_batch(QueueUrl=queue_url, Entries=entries))
-        return _by_position(len(bodies), answer.get("Failed", []))
+        return _by_position(len(bodies), answer)
 
     async def receive(self, queue_url: str, *, hold_s: int, wait_s: int) -> list[QueueMessage]:
         """Take up to ten messages, which nobody else sees for `hold_s`; none: for `wait_s` there was none to see."""
@@ -442,7 +458,7 @@ class QueueClient:
         answer = await self._api.call(
             lambda client: client.change_message_visibility_batch(QueueUrl=queue_url, Entries=entries)
         )
-        return _by_position(len(receipts), answer.get("Failed", []))
+        return _by_position(len(receipts), answer)
 
     async def delete(self, queue_url: str, receipts: Sequence[str]) -> Sequence[EntryFailure | None]:
         """Delete messages for good; raises `SinkError`."""
@@ -450,7 +466,7 @@ class QueueClient:
             {"Id": str(position), "ReceiptHandle": receipt} for position, receipt in enumerate(receipts)
         ]
         answer = await self._api.call(lambda client: client.delete_message_batch(QueueUrl=queue_url, Entries=entries))
-        return _by_position(len(receipts), answer.get("Failed", []))
+        return _by_position(len(receipts), answer)
 
 
 class KinesisSink:
@@ -468,14 +484,8 @@ class KinesisSink:
         )
         results: Any = answer.get("Records")
         if not isinstance(results, list) or len(results) != len(entries):
-            text = f"200, and no {len(entries)} results"  # a proxy's own page, say; what it kept from us is unknown
-            raise SinkError("transient", "UnreadableAnswer", text, may_have_landed=True)
-        return [
-            EntryFailure(code, result.get("ErrorMessage", ""))
-            if (code := result.get("ErrorCode"))
-            else result.get("ShardId")
-            for result in results
-        ]
+            raise _unreadable(f"no {len(entries)} results")
+        return [_entry_result(result) for result in results]
 
 
 class StreamClient:
@@ -487,17 +497,18 @@ class StreamClient:
     async def describe(self, stream: str) -> StreamSummary:
         """Ask DescribeStreamSummary what `stream` is."""
         answer = await self._api.call(lambda client: client.describe_stream_summary(StreamName=stream))
-        summary = answer["StreamDescriptionSummary"]
-        return StreamSummary(
-            arn=summary["StreamARN"],
-            status=summary["StreamStatus"],
-            mode=summary.get("StreamModeDetails", {}).get("StreamMode", "PROVISIONED"),
-            open_shards=summary["OpenShardCount"],
-            retention_hours=summary["RetentionPeriodHours"],
-            max_record_kib=summary.get("MaxRecordSizeInKiB") or 1024,
-            distribution=summary.get("RecordDistributionStrategy"),
-            key_id=summary.get("KeyId"),
-        )
+        with _reading():
+            summary = answer["StreamDescriptionSummary"]
+            return StreamSummary(
+                arn=summary["StreamARN"],
+                status=summary["StreamStatus"],
+                mode=summary.get("StreamModeDetails", {}).get("StreamMode", "PROVISIONED"),
+                open_shards=summary["OpenShardCount"],
+                retention_hours=summary["RetentionPeriodHours"],
+                max_record_kib=summary.get("MaxRecordSizeInKiB") or 1024,
+                distribution=summary.get("RecordDistributionStrategy"),
+                key_id=summary.get("KeyId"),
+            )
 
     async def rehearse_put(self, stream: str) -> bool:
         """Have AWS say whether a put would be accepted; False where that cannot be asked. Raises `SinkError`.
@@ -509,11 +520,11 @@ class StreamClient:
     async def list_shards(self, stream: str) -> list[ShardInfo]:
         """All shards of `stream`, the closed ones too."""
         answer = await self._api.call(lambda client: client.list_shards(StreamName=stream))
-        shards = list(answer["Shards"])
+        shards = _shard_infos(answer)
         while token := answer.get("NextToken"):
             answer = await self._api.call(partial(_more_shards, token=token))
-            shards += answer["Shards"]
-        return [_shard_info(shard) for shard in shards]
+            shards += _shard_infos(answer)
+        return shards
 
     async def get_shard_iterator(
         self,
@@ -538,15 +549,31 @@ class StreamClient:
                 )
             else:
                 answer = client.get_shard_iterator(StreamName=stream, ShardId=shard_id, ShardIteratorType=kind)
-            return answer["ShardIterator"]
+            with _reading():
+                return answer["ShardIterator"]
 
         return await self._api.call(request)
 
     async def get_records(self, iterator: str, limit: int = 10_000) -> RecordsPage:
         """One page; mind the 5 calls a second and shard that all readers share."""
         answer = await self._api.call(lambda client: client.get_records(ShardIterator=iterator, Limit=limit))
-        records = [_stored_record(record) for record in answer["Records"]]
+        with _reading():
+            records = [_stored_record(record) for record in answer["Records"]]
         return RecordsPage(records, answer.get("NextShardIterator"), answer.get("MillisBehindLatest", 0))
+
+
+def _unreadable(text: str) -> SinkError:
+    """Say that a 200 came without what it has to say, from a proxy perhaps; what that kept from us is unknown."""
+    return SinkError("transient", "UnreadableAnswer", f"200, and {text}", may_have_landed=True)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Read an answer inside; whatever is missing in it is a failure like any other, and no bug of ours."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(f"not what was asked for: {error!r}") from error
 
 
 def translate(error: Exception) -> SinkError:
@@ -571,10 +598,24 @@ def _translate_answer(error: ClientError) -> SinkError:
     return SinkError(failure, code or str(status), text, may_have_landed=is_server_side)
 
 
-def _by_position(count: int, failed: Sequence[BatchResultErrorEntryTypeDef]) -> list[EntryFailure | None]:
-    """Align what a batch call of SQS refused with what was sent; our ids are positions."""
-    failures = {int(each["Id"]): EntryFailure(each["Code"], each.get("Message", "")) for each in failed}
-    return [failures.get(position) for position in range(count)]
+def _by_position(count: int, answer: BatchAnswer) -> list[EntryFailure | None]:
+    """Align what a batch call of SQS says with what was sent; our ids are positions, and every one has to be there."""
+    with _reading():
+        results: dict[str, EntryFailure | None] = {each["Id"]: None for each in answer.get("Successful", [])}
+        results |= {
+            each["Id"]: EntryFailure(each["Code"], each.get("Message", "")) for each in answer.get("Failed", [])
+        }
+        return [results[str(position)] for position in range(count)]
+
+
+def _entry_result(result: Any) -> EntryResult:
+    """Read what a call says of one entry; only a sequence number says that it is in the stream."""
+    if isinstance(result, dict):
+        if code := result.get("ErrorCode"):
+            return EntryFailure(str(code), str(result.get("ErrorMessage", "")))
+        if result.get("SequenceNumber"):
+            return result.get("ShardId")
+    raise _unreadable("a result that says nothing")
 
 
 def _wire_entry(entry: PutEntry) -> PutRecordsRequestEntryTypeDef:
@@ -615,6 +656,11 @@ def _stored_record(record: RecordTypeDef) -> StoredRecord:
 
 def _more_shards(client: KinesisClient, token: str) -> ListShardsOutputTypeDef:
     return client.list_shards(NextToken=token)
+
+
+def _shard_infos(answer: ListShardsOutputTypeDef) -> list[ShardInfo]:
+    with _reading():
+        return [_shard_info(shard) for shard in answer["Shards"]]
 
 
 def _shard_info(shard: ShardTypeDef) -> ShardInfo:

@@ -513,7 +513,7 @@ class Spool:
 
     @property
     def due_at(self) -> float:
-        """When `work` has something to do that no batch and no call announces, by the monotonic clock; inf for never."""
+        """When `work` has something to do that no batch and no call announces (monotonic); inf for never."""
         if any(self._takes or index not in self._holding for index in self._tails):
             return -math.inf  # there is room for it by now, on disk or in memory
         return min(self._probe_at, self._read_again_at)

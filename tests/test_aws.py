@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -133,7 +134,7 @@ async def test_an_accepted_put_names_the_shards(api: KinesisApi, stub: Stubber) 
     assert await sink.put([PutEntry(b"one", "k", None), PutEntry(b"two", "a", "12")]) == ["s", "s"]
 
 
-def wire(client: KinesisClient, body: bytes, status: int = 200) -> list[Any]:
+def wire(client: Any, body: bytes, status: int = 200, call: str = "kinesis.PutRecords") -> list[Any]:
     """Have `client` send into a list instead of a socket, and be answered with `body`."""
     sent: list[Any] = []
 
@@ -141,8 +142,7 @@ def wire(client: KinesisClient, body: bytes, status: int = 200) -> list[Any]:
         sent.append(request)
         return AWSResponse(request.url, status, HTTPHeaders(), RawAnswer(body))
 
-    events: Any = client.meta.events  # its stubs do not know that a hook may answer
-    events.register("before-send.kinesis.PutRecords", answer)
+    client.meta.events.register(f"before-send.{call}", answer)
     return sent
 
 
@@ -182,13 +182,55 @@ async def test_a_put_is_on_the_wire_what_botocore_would_make_of_it(
     assert answer["Records"] == own_client.put_records(StreamName="stream", Records=records)["Records"]
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"Records":', b"{}", b'{"Records":null}', b'{"Records":[]}'])
+NO_ANSWERS = [b"<html>", b"[]", b"", b'{"Records":', b"{}"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *NO_ANSWERS,
+        b'{"Records":null}',
+        b'{"Records":[]}',
+        b'{"Records":[null]}',
+        b'{"Records":["s"]}',
+        b'{"Records":[{}]}',
+        b'{"Records":[{"ShardId":"s"}]}',
+    ],
+)
 async def test_an_answer_that_is_none_is_unknown_whether_it_landed(own_client: KinesisClient, body: bytes) -> None:
     """A proxy that answers 200 with a page of its own has delivered nothing that we know of."""
     wire(own_client, body)
     with pytest.raises(SinkError) as failure:
         await KinesisSink(KinesisApi(lambda: own_client, inline), "stream").put([PutEntry(b"one", "k", None)])
     assert failure.value.may_have_landed
+
+
+@pytest.mark.parametrize("body", [*NO_ANSWERS, b'{"Shards":[{}],"Records":[{}],"StreamDescriptionSummary":{}}'])
+async def test_what_looks_at_a_stream_outlives_an_answer_that_is_none(own_client: KinesisClient, body: bytes) -> None:
+    """To whoever asks it is one more failure that passes."""
+    wire(own_client, body, call="kinesis")
+    streams = StreamClient(KinesisApi(lambda: own_client, inline))
+    for look in (
+        partial(streams.describe, "stream"),
+        partial(streams.list_shards, "stream"),
+        partial(streams.get_shard_iterator, "stream", "s", "LATEST"),
+        partial(streams.get_records, "i"),
+    ):
+        with pytest.raises(SinkError, match="UnreadableAnswer") as failure:
+            await look()
+        assert failure.value.failure == "transient"
+
+
+@pytest.mark.parametrize("body", [*NO_ANSWERS, b'{"Successful":[{"Id":"1"}]}', b'{"Successful":[{}]}'])
+async def test_a_letter_is_in_the_queue_only_if_the_queue_says_so(client: KinesisClient, body: bytes) -> None:
+    """A proxy that answers 200 with a page of its own has taken nothing that we know of."""
+    url = "http://127.0.0.1:1/123456789012/letters"
+    sqs = make_sqs_client(url, "eu-west-1", Timeouts())
+    wire(sqs, body, call="sqs")
+    queue = QueueClient(AwsApi(lambda: sqs, inline))
+    for ask in (partial(queue.send, url, ["a"]), partial(queue.delete, url, ["r"]), partial(queue.hold, url, ["r"], 1)):
+        with pytest.raises(SinkError, match="UnreadableAnswer"):
+            await ask()
 
 
 async def test_failures_of_entries_are_aligned_with_them(api: KinesisApi, stub: Stubber) -> None:
