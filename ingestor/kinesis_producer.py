@@ -300,7 +300,7 @@ class KinesisProducer:
 
     def _take_answer(self, call: list[Parcel], answer: Sequence[EntryResult]) -> list[Hopeless]:
         now = trio.current_time()
-        self._recover()
+        self._recover(configuration_error_in(answer))
         self._note_shards({result for result in answer if isinstance(result, str)})
         hopeless: list[Hopeless] = []
         verdicts = []
@@ -342,26 +342,29 @@ class KinesisProducer:
             self._recover()  # the service answers; it is the records that are refused
             refused = self._lanes.refuse(call)
             return [] if refused is None else [Hopeless(refused, "rejected", str(error))]
-        if self._fact.configuration_error is None and error.failure == "configuration":
-            log.error("kinesis_misconfigured", error=str(error))
-        elif self._breaker.state == "closed":
+        if error.failure != "configuration" and self._breaker.state == "closed":
             log.warning("kinesis_call_failed", failure=error.failure, error=str(error))
-        self._fact.configuration_error = str(error) if error.failure == "configuration" else None
+        self._note_configuration(str(error) if error.failure == "configuration" else None)
         self._breaker.fail(now)
         delay_s = self._retry.max_s if error.failure == "configuration" else self._delays.next_delay()
         self._paused_until = now + delay_s
         self._note_breaker()
         return []
 
-    def _recover(self) -> None:
-        """Note that the service answers."""
+    def _recover(self, configuration_error: str | None = None) -> None:
+        """Note that the service answers, perhaps to complain of the configuration."""
         if self._breaker.state != "closed":
             log.info("kinesis_is_back")
         self._breaker.succeed()
         self._delays.reset()
         self._paused_until = -math.inf
-        self._fact.configuration_error = None
+        self._note_configuration(configuration_error)
         self._note_breaker()
+
+    def _note_configuration(self, error: str | None) -> None:
+        if error is not None and self._fact.configuration_error is None:
+            log.error("kinesis_misconfigured", error=error)
+        self._fact.configuration_error = error
 
     async def _give_up(self, hopeless: list[Hopeless]) -> None:
         """Write dead letters, and only then put the holes that declare them into their places."""
@@ -454,6 +457,14 @@ class KinesisProducer:
             log.warning("records_abandoned", reason=reason, records=left)
         spooled_bytes = self._fact.spooled_bytes
         log.info("producer_ended", calls=dict(self._lanes.triggers), abandoned=left, spooled_bytes=spooled_bytes)
+
+
+def configuration_error_in(answer: Sequence[EntryResult]) -> str | None:
+    """Return what an answer says against the configuration, None for nothing."""
+    for result in answer:
+        if isinstance(result, EntryFailure) and retry_reason(result) == "configuration":
+            return redacted(f"{result.code}: {result.text}")
+    return None
 
 
 def event_type_of(claim: Claim) -> EventType:

@@ -430,6 +430,22 @@ async def test_a_configuration_error_is_shown_and_tried_again_slowly(autojump_cl
     assert stored(bench) == [1]
 
 
+async def test_an_entry_that_is_refused_for_the_configuration_is_never_given_up(autojump_clock: MockClock) -> None:
+    """A disabled key is no fault of the records; whoever must mend it is told once, and the service is not ready."""
+    disabled = EntryFailure("KMSDisabledException", "The key is disabled.")
+    bench = Bench(FakeKinesis(always=refuse(disabled)), **ADAPTIVE, retry=Retry(max_attempts=3, max_s=1))
+    with capture_logs() as logs:
+        async with bench.running() as sender:
+            await sender.send(batch(1))
+            await trio.sleep(60)
+            assert bench.fact.configuration_error == "KMSDisabledException: The key is disabled."
+            bench.kinesis.always = None
+            await trio.sleep(2)
+            assert bench.fact.configuration_error is None
+    assert (stored(bench), bench.dead_letters.letters) == ([1], [])
+    assert [line["event"] for line in logs].count("kinesis_misconfigured") == 1
+
+
 async def test_a_call_that_landed_without_an_answer_is_sent_again_and_counted(autojump_clock: MockClock) -> None:
     """At least once, and a possible duplicate is never silent."""
     bench = Bench(FakeKinesis([LandedThenFailed(UNAVAILABLE)]), **ADAPTIVE)

@@ -8,17 +8,29 @@ if TYPE_CHECKING:
     from ingestor.core.model import EntryFailure
 
 Verdict: TypeAlias = Literal["delivered", "again", "never"]
-RetryReason: TypeAlias = Literal["throttled", "internal", "other"]
+RetryReason: TypeAlias = Literal["throttled", "internal", "configuration", "other"]
 
 # Codes that say nothing about the entry itself, so it is sent again for ever. The first two are documented for entries
-# of PutRecords, the third was met by others (redpanda-data/connect `output.go`); read 2026-11-22.
+# of PutRecords, the third was met by others (redpanda-data/connect `output.go`); read 2026-11-22. The rest is known of
+# whole calls (`aws.CODES`) and means the same where it comes with an entry: a disabled key must not cost the records.
 REASONS: Final[dict[str, RetryReason]] = {
     "ProvisionedThroughputExceededException": "throttled",
     "InternalFailure": "internal",
     "KMSThrottlingException": "throttled",
+    "LimitExceededException": "throttled",
+    "Throttling": "throttled",
     "ThrottlingException": "throttled",
     "InternalFailureException": "internal",
+    "RequestTimeout": "internal",
+    "RequestTimeoutException": "internal",
     "ServiceUnavailable": "internal",
+    "AccessDeniedException": "configuration",
+    "ResourceNotFoundException": "configuration",
+    "KMSAccessDeniedException": "configuration",
+    "KMSDisabledException": "configuration",
+    "KMSInvalidStateException": "configuration",
+    "KMSNotFoundException": "configuration",
+    "KMSOptInRequired": "configuration",
 }
 
 

@@ -19,6 +19,15 @@ def test_no_failure_is_delivered() -> None:
         ("ProvisionedThroughputExceededException", "throttled"),
         ("KMSThrottlingException", "throttled"),
         ("InternalFailure", "internal"),
+        ("RequestTimeoutException", "internal"),
+        ("LimitExceededException", "throttled"),
+        ("KMSDisabledException", "configuration"),
+        ("KMSAccessDeniedException", "configuration"),
+        ("KMSInvalidStateException", "configuration"),
+        ("KMSNotFoundException", "configuration"),
+        ("KMSOptInRequired", "configuration"),
+        ("AccessDeniedException", "configuration"),
+        ("ResourceNotFoundException", "configuration"),
     ],
 )
 def test_what_is_not_the_fault_of_the_entry_is_tried_for_ever(code: str, reason: str) -> None:
