@@ -105,7 +105,7 @@ class LetterFiles:
         self._size_bytes = 0
 
     def append(self, lines: bytes) -> None:
-        """Write `lines` and sync them to disk. Raises `OSError`, and then none of them is in the file."""
+        """Write `lines` and sync them to disk. Raises `OSError`, and then none of them counts as written."""
         if self._file is None or self._size_bytes + len(lines) > self._file_max_bytes:
             self._start_file()
         assert self._file is not None  # noqa: S101 - for the type checker
@@ -115,7 +115,10 @@ class LetterFiles:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError:
-            os.ftruncate(self._file, self._size_bytes)
+            try:
+                os.ftruncate(self._file, self._size_bytes)
+            except OSError:
+                self.close()  # half a line may stand there, so nothing may follow it
             raise
         self._size_bytes += len(lines)
 
@@ -189,7 +192,7 @@ class FileDeadLetters:
                 log.error("dead_letters_unwritable", error=str(error), kept=count)  # noqa: TRY400 - no bug of ours
                 self._spill(self._kept_max_bytes)
                 return
-            for _ in range(count):
+            for _ in range(min(count, len(self._kept))):  # none, if the end did not wait for this disk
                 self._kept.popleft()
 
     async def keep_trying(self, every_s: float = RETRY_S) -> NoReturn:
@@ -199,9 +202,11 @@ class FileDeadLetters:
             await self.flush()
 
     async def close(self) -> None:
-        """Write what is kept for the last time; what still fails goes into the log."""
-        await self.flush()
-        self._spill(0)
+        """Write what is kept for the last time; what still fails, or what nobody can wait for, goes into the log."""
+        try:
+            await self.flush()
+        finally:
+            self._spill(0)
         self._files.close()
 
     def _spill(self, keep_bytes: int) -> None:

@@ -6,11 +6,13 @@ import base64
 import errno
 import os
 import stat
+from itertools import count
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -57,9 +59,10 @@ class Disk:
 
     def __init__(self) -> None:
         self.is_full = False
+        self.takes_s = 0.0
 
     async def __call__(self, fn: Callable[[], T], /) -> T:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.takes_s)
         if self.is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return fn()
@@ -138,6 +141,25 @@ async def test_what_memory_cannot_keep_goes_into_the_log_whole(tmp_path: Path) -
     assert [msgspec.json.decode(line)["reason"] for line in spilled] == ["too_large", "too_large", "invalid_json"]
 
 
+async def test_what_a_disk_that_hangs_holds_up_at_the_end_goes_into_the_log(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The end waits for so long and no longer, and a disk that wakes up afterwards does no harm."""
+    disk = Disk()
+    letters, _ = open_letters(tmp_path, disk)
+    disk.is_full = True
+    await letters.write([LETTER, PLAIN])
+    disk.is_full, disk.takes_s = False, 10.0
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(letters.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(2):
+                await letters.close()
+    spilled = [line["letter"] for line in logs if line["event"] == "dead_letter"]
+    assert [msgspec.json.decode(line)["reason"] for line in spilled] == ["too_large", "invalid_json"]
+
+
 async def test_kept_letters_are_tried_again_without_a_new_one(tmp_path: Path, autojump_clock: object) -> None:
     """Every so many seconds."""
     disk = Disk()
@@ -207,6 +229,31 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     files.append(b"after\n")
     files.close()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole\nafter\n"]
+
+
+def test_half_a_line_that_cannot_be_taken_back_is_the_last_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A letter that is written later never continues it."""
+    ticks = count()
+    files = LetterFiles(tmp_path, lambda: wall_ns() + next(ticks) * 1_000_000)
+    real_write = os.write
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def break_down(file: int, lines: memoryview) -> int:
+        monkeypatch.setattr("ingestor.dead_letter.os.write", fail)
+        monkeypatch.setattr("ingestor.dead_letter.os.ftruncate", fail)
+        return real_write(file, lines[:2])
+
+    monkeypatch.setattr("ingestor.dead_letter.os.write", break_down)
+    with pytest.raises(OSError, match="Input/output error"):
+        files.append(b"broken\n")
+    monkeypatch.undo()
+    files.append(b"after\n")
+    files.close()
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"br", b"after\n"]
 
 
 def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
