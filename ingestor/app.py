@@ -25,7 +25,7 @@ from ingestor.channels import open_batch_channel
 from ingestor.cloudwatch import Publisher
 from ingestor.core.backoff import Backoff
 from ingestor.core.claims import Coverage, Intervals
-from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.errors import ConfigError, DecodeError, SinkError
 from ingestor.core.health import HealthBoard
 from ingestor.core.held import Held
 from ingestor.core.intake import Intake, hole_record
@@ -627,7 +627,14 @@ class Line:
     def _given_up(self, records: Sequence[EncodedRecord]) -> None:
         """Seed books again: whoever follows them has lost a change, or the snapshot to go on from."""
         for record in records:
-            lost = self.serializer.decode(record.data)
+            if record.claim is not None:
+                if record.claim.subscription.kind == "depth":
+                    self._request_snapshot(record.claim.subscription.symbol)
+                continue
+            try:
+                lost = self.serializer.decode(record.data)
+            except DecodeError:  # larger than all that we read, and a book that was so large would be so again
+                continue
             if lost.depth is not None or (lost.hole is not None and lost.hole.stream == "depth"):
                 self._request_snapshot(lost.symbol)
 

@@ -12,7 +12,7 @@ import trio
 from ingestor import app, hangup
 from ingestor.config import Config, Retry, Shard
 from ingestor.core.errors import ConfigError
-from ingestor.core.model import Subscription
+from ingestor.core.model import Claim, EncodedRecord, Subscription
 from ingestor.core.sharding import share
 from ingestor.health_check import BindError
 from ingestor.local.faults import FailRest
@@ -20,7 +20,7 @@ from ingestor.local.market import Market
 from ingestor.local.proof import prove
 from ingestor.reload import ConfigFile
 from ingestor.rest_client import RestrictedLocationError
-from ingestor.serializer import decode_heartbeat
+from ingestor.serializer import LARGEST_BYTES, decode_heartbeat
 from tests.fakes.busy import FULL_RATE, be_busy
 from tests.fakes.kinesis import ODD
 from tests.fakes.process_logs import process_restored
@@ -72,6 +72,23 @@ async def test_heartbeats_name_the_keys_that_outgrow_a_shard(autojump_clock: Moc
     assert set(line._component_states()) == {"service", "websocket", "kinesis"}
     service.board.sink.hot_keys |= {"ETHUSDT": "s0", "BTCUSDT": "s1"}
     assert line._component_states()["hot_keys"] == "BTCUSDT,ETHUSDT"
+
+
+async def test_a_given_up_record_that_nobody_can_read_is_no_crash(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is larger than any of ours, or of an earlier version; its claim says whose book is to be seeded again."""
+    world = MemoryWorld()
+    service = app.Service(config_for(world, tmp_path), world.as_seen_by_a_service())
+    depth = Subscription("BTCUSDT", "depth")
+    line = app.Line(service, [depth])
+    line.intake.add([depth])
+    asked: list[str] = []
+    monkeypatch.setattr(line.repair, "request_snapshot", asked.append)
+    line._given_up([EncodedRecord("BTCUSDT", bytes(LARGEST_BYTES + 1), None)])
+    assert asked == []
+    line._given_up([EncodedRecord("BTCUSDT", bytes(LARGEST_BYTES + 1), Claim(depth, 7, 9))])
+    assert asked == ["BTCUSDT"]
 
 
 async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: MockClock, tmp_path: Path) -> None:
