@@ -61,7 +61,7 @@ from ingestor.websocket_client import Connection, FeedLimits, parse_url, rollove
 from ingestor.world import open_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ingestor.backfill import Wanted
     from ingestor.channels import BatchReceiver, BatchSender
@@ -614,14 +614,18 @@ class Line:
     def _acknowledged(self, claims: Sequence[Claim]) -> None:
         self.coverage.acknowledge(self.held.acknowledge(claims))
 
-    def _ask_for_lost(self) -> None:
-        """Have fetched, or declared, what the spool lost; it has nothing else left to deliver."""
+    def _ask_for_lost(self, spooled: Mapping[Subscription, int]) -> None:
+        """Have fetched, or declared, what the spool lost of ids up to `spooled`; all others of them are delivered.
+
+        Ids that the venue has not reached are of before it began again.
+        """
         self.held.forget()
         now_ms = self.service.world.wall_ns() // 1_000_000
-        carried = set(self.subscriptions)
+        carried, next_ids = set(self.subscriptions), self.intake.next_ids()
         for subscription, entry in self.coverage.items():
-            if entry.settled and entry.covered and subscription in carried:
-                for first, last in entry.missing(entry.covered.highest):
+            if entry.settled and subscription in carried:
+                spooled_until = min(spooled.get(subscription, -1), next_ids.get(subscription, 0) - 1)
+                for first, last in entry.missing(max(entry.bound - 1, spooled_until)):
                     self.repair.report_gap(Gap(subscription, first, last, now_ms))
 
     def _given_up(self, records: Sequence[EncodedRecord]) -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ingestor.core.lanes import Lanes
-    from ingestor.core.model import EncodedBatch, EncodedRecord, Subscription
+    from ingestor.core.model import Claim, EncodedBatch, EncodedRecord, Subscription
     from ingestor.threads import RunBlocking
 
 log = structlog.get_logger()
@@ -134,6 +134,7 @@ class SpoolFiles:
     ) -> None:
         self.size_bytes = 0
         self.is_lossy = False  # something could not be read back, and nobody was told yet
+        self.highest: dict[Subscription, int] = {}  # ids that stood here since it was last empty, or was lossy
         self._directory = directory
         self._identity = identity
         self._lanes = lanes
@@ -186,7 +187,10 @@ class SpoolFiles:
         size = sum(len(kept) + len(rest) + HEADER.size for kept, rest in frames)
         if self.size_bytes + size > self._max_bytes:
             return None
-        return self._append([write.lane for write in writes], frames, now)
+        places = self._append([write.lane for write in writes], frames, now)
+        for claim in joined_claims(record.claim for write in writes for record in write.records):
+            self._note(claim)
+        return places
 
     def read(self, wanted: Mapping[int, int]) -> Read:
         """Bring back about so many bytes of these lanes, counted as memory counts them."""
@@ -210,6 +214,8 @@ class SpoolFiles:
                 segments[0].path.unlink(missing_ok=True)
                 self._unsynced.discard(segments[0].path)
                 self.size_bytes -= segments.popleft().end
+        if not self.is_lossy and not any(self._segments):
+            self.highest.clear()
         for segment in {place.segment for place in delivered if place.segment.done < place.segment.end}:
             write_at(segment.path, done_mark(segment.done), DONE_AT)
 
@@ -226,6 +232,9 @@ class SpoolFiles:
             for lock in self._locks:
                 os.close(lock)
             self._locks.clear()
+
+    def _note(self, claim: Claim) -> None:
+        self.highest[claim.subscription] = max(claim.last, self.highest.get(claim.subscription, -1))
 
     def _own_folder(self) -> Path:
         """Return our folder, made again if somebody took it away."""
@@ -278,6 +287,7 @@ class SpoolFiles:
             self._move(segment)
         for claim in chain.from_iterable(frame.claims for frame in left):
             held.setdefault(claim.subscription, Intervals()).add(claim.first, claim.last)
+            self._note(claim)
 
     def _move(self, segment: Segment) -> None:
         """Write what is left of a file where its keys belong now that there are more or fewer lanes, and delete it."""
@@ -455,9 +465,13 @@ class Spool:
         files: SpoolFiles,
         run_blocking: RunBlocking,
         wall_ns: Callable[[], int],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[Mapping[Subscription, int]], None],
     ) -> None:
-        """`on_lost` is called when the disk lost records, after all others were delivered: their ids are missing."""
+        """`on_lost` is called when the disk lost records, after all others were delivered: their ids are missing.
+
+        It is told the highest id that was on disk of each subscription: what is lost may be above all that was ever
+        acknowledged.
+        """
         self.is_sink_away = False
         self.trouble: str | None = None
         self._files = files
@@ -548,7 +562,7 @@ class Spool:
         await self._tidy()
         if self._files.is_lossy and self.is_drained and not any(self._loaded):
             self._files.is_lossy = False
-            self._on_lost()
+            self._on_lost(self._files.highest.copy())
 
     async def leave(self) -> None:
         """Write down all that is held, for the next process."""

@@ -12,7 +12,7 @@ import trio
 from ingestor import app, hangup
 from ingestor.config import Config, Retry, Shard
 from ingestor.core.errors import ConfigError
-from ingestor.core.model import Claim, EncodedRecord, Subscription
+from ingestor.core.model import Claim, EncodedRecord, Gap, Subscription
 from ingestor.core.sharding import share
 from ingestor.health_check import BindError
 from ingestor.local.faults import FailRest
@@ -89,6 +89,26 @@ async def test_a_given_up_record_that_nobody_can_read_is_no_crash(
     assert asked == []
     line._given_up([EncodedRecord("BTCUSDT", bytes(LARGEST_BYTES + 1), Claim(depth, 7, 9))])
     assert asked == ["BTCUSDT"]
+
+
+async def test_what_the_spool_lost_is_asked_for_though_nothing_newer_was_acknowledged(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told when nothing is left on disk, and that is before the next live record has arrived."""
+    world = MemoryWorld()
+    service = app.Service(config_for(world, tmp_path), world.as_seen_by_a_service())
+    trades = Subscription("BTCUSDT", "trade")
+    line = app.Line(service, [trades])
+    line.coverage.originate(trades, 1)
+    line.coverage.settle(trades)
+    line.coverage.acknowledge([Claim(trades, 1, 10)])
+    gaps: list[Gap] = []
+    monkeypatch.setattr(line.repair, "report_gap", gaps.append)
+    for next_id, asked_for in ((0, []), (16, [(11, 15)]), (31, [(11, 20)])):  # ids began again at 0, and went on
+        monkeypatch.setattr(line.intake, "next_ids", lambda number=next_id: {trades: number})
+        gaps.clear()
+        line._ask_for_lost({trades: 20})
+        assert [(gap.first, gap.last) for gap in gaps] == asked_for
 
 
 async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from ingestor.spool import Place, Spool, SpoolFiles, Write, segments_in
 from tests.fakes.kinesis import THROTTLED, UNAVAILABLE, FakeKinesis, LandedThenFailed, Step, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ingestor.core.model import DeadLetter, HoleReason
@@ -334,6 +334,7 @@ class Task:
         self.disk = disk or Disk()
         self.claims: list[Claim] = []
         self.lost = 0
+        self.lost_until: dict[Subscription, int] = {}
         self.fact = SinkFact()
         self.metrics = Metrics(CollectorRegistry())
         self.files = SpoolFiles(directory, "me", lanes=lanes, max_bytes=max_bytes, wall_ns=self.wall_ns)
@@ -369,8 +370,9 @@ class Task:
     def wall_ns(self) -> int:
         return WALL_MS * 1_000_000 + round(trio.current_time() * 1e9)
 
-    def note_loss(self) -> None:
+    def note_loss(self, spooled: Mapping[Subscription, int]) -> None:
         self.lost += 1
+        self.lost_until |= spooled
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -555,6 +557,7 @@ async def test_what_the_disk_lost_is_said_once_all_else_is_delivered(autojump_cl
         task.kinesis.always = None
         await trio.sleep(30)
         assert task.lost == 1
+        assert task.lost_until == {Subscription("BTCUSDT", "trade"): 99}
         await task.send(100)
     assert task.stored()[-1] == 100
     assert task.stored() == sorted(task.stored())
