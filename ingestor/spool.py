@@ -264,6 +264,8 @@ class SpoolFiles:
             log.warning("spool_of_another_service", folder=life.name)
         elif not is_locked(lock):
             log.info("spool_in_use", folder=life.name)  # a deploy: the task before us has not ended
+        elif not (life / IDENTITY).exists():
+            log.info("spool_left", folder=life.name)  # it has ended since we looked, and left nothing
         else:
             self._locks.append(lock)
             self._earlier.append(life)
@@ -335,7 +337,12 @@ class SpoolFiles:
                 return last
         self._number += 1
         path = folder / f"{self._number:010}-{lane:03}-of-{self._lanes:03}.spool"
-        path.write_bytes(header(HEADER.size))
+        try:
+            path.write_bytes(header(HEADER.size))
+        except OSError:
+            with suppress(OSError):
+                path.unlink()  # or the next start takes half a header for a file that was lost
+            raise
         segments.append(Segment(path))
         self.size_bytes += HEADER.size
         return segments[-1]

@@ -269,6 +269,40 @@ def test_a_folder_that_cannot_be_opened_is_passed_over(tmp_path: Path) -> None:
     assert [line["event"] for line in logs] == ["spool_folder_unreadable"]
 
 
+def test_a_folder_whose_process_ends_this_moment_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are gone with it; those of others are taken over all the same."""
+    for name in (1, 2):
+        files, _ = open_files(tmp_path / str(name))
+        files.append([Write(0, 5, records(name))], 0.0)
+        die(files)
+        [life] = lives(tmp_path / str(name))
+        (tmp_path / "spool").mkdir(exist_ok=True)
+        life.rename(tmp_path / "spool" / str(name))
+    gone, left = sorted(lives(tmp_path / "spool"))
+    lock = spool.is_locked
+
+    def end(file: int) -> bool:
+        if gone.exists():
+            shutil.rmtree(gone)
+        return lock(file)
+
+    monkeypatch.setattr("ingestor.spool.is_locked", end)
+    _, held = open_files(tmp_path / "spool")
+    assert list(held.values()) == [Intervals([(2, 2)])]
+    assert left.exists()
+
+
+def test_a_file_that_a_full_disk_did_not_begin_is_no_loss(tmp_path: Path) -> None:
+    """It leaves nothing behind that the next start would complain of."""
+    files, _ = open_files(tmp_path)
+    with full_disk(4), pytest.raises(OSError, match="File too large"):
+        files.append([Write(0, 5, records(1))], 0.0)
+    files.close([])
+    assert lives(tmp_path) == []
+
+
 def test_it_syncs_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for every batch; what was written since is synced at the end."""
     synced: list[int] = []
