@@ -103,14 +103,14 @@ class FanIn:
         async with self._turn:
             if accepted.begins:
                 await self._admit(accepted.begins)
+            for gap in accepted.gaps:  # of ids that may have begun again just now: what was owed before is given up
+                self._report_gap(gap)
             if accepted.poison:
                 await self._dead_letters.write(accepted.poison)
             if accepted.batch is not None:
                 await self._line.send(accepted.batch)
 
     def _report(self, accepted: Accepted) -> None:
-        for gap in accepted.gaps:
-            self._report_gap(gap)
         for symbol, hole in accepted.holes:
             self._on_hole(symbol, hole)
         for symbol in accepted.resyncs:

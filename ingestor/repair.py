@@ -125,10 +125,11 @@ class Repair:
 
     async def give_up(self, subscription: Subscription) -> None:
         """Declare what is owed of a subscription whose ids begin again now: the same numbers are other events then."""
-        ledger = self._ledgers[_stream_type(subscription)]
-        for owed in ledger.pending.within(subscription, 0, _HIGHEST_ID):
-            await self._outlet.declare(owed, "id_restart")
-        ledger.pending.withdraw(subscription, 0, _HIGHEST_ID)
+        pending = self._ledgers[_stream_type(subscription)].pending
+        owed = pending.within(subscription, 0, _HIGHEST_ID)
+        pending.withdraw(subscription, 0, _HIGHEST_ID)  # at once: what is reported while we wait is of the new ids
+        for each in owed:
+            await self._outlet.declare(each, "id_restart")
 
     def request_snapshot(self, symbol: str) -> None:
         """Note that the book of `symbol` needs a snapshot; never blocks."""

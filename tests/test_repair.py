@@ -17,10 +17,13 @@ from ingestor import config
 from ingestor.channels import BatchReceiver, BatchSender, open_batch_channel
 from ingestor.core.binance import snapshot_record
 from ingestor.core.claims import kline_open_ms, kline_ordinal
+from ingestor.core.intake import Intake
 from ingestor.core.model import Claim, DeadLetter, Gap, Hole, MarketData, RecordBatch, Subscription
+from ingestor.fan_in import FanIn
 from ingestor.metrics import Metrics
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, depth_weight
+from tests.core.test_intake import trade
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, rows_of, wall_ns
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from ingestor.core.binance import DepthSnapshot
+    from ingestor.core.intake import Begin
 
 BTC = Subscription("BTCUSDT", "trade")
 ETH = Subscription("ETHUSDT", "trade")
@@ -527,6 +531,35 @@ async def test_what_is_owed_when_the_ids_begin_again_is_declared_not_fetched(aut
         assert await on.told_after(60) == [("trade", 1, 1_500, "id_restart")]
         assert len(on.venue.asked) == 1
         assert on.repair.pending()["trades"] == 0
+
+
+async def test_what_is_missed_behind_a_restart_is_fetched(autojump_clock: MockClock) -> None:
+    """In the same read, and while what was owed before is being declared: only old ids are given up."""
+    async with bench(venue_with(Market(newest_id=1_000))) as on:
+
+        async def admit(begins: Sequence[Begin]) -> None:
+            for each in begins:
+                if each.is_restart:
+                    await on.repair.give_up(each.subscription)
+                    on.repair.report_gap(Gap(BTC, 7, 7, 1))
+
+        fan_in = FanIn(
+            Intake([BTC]),
+            on.repair._outlet.records,
+            Letters(),
+            admit=admit,
+            report_gap=on.repair.report_gap,
+            request_snapshot=on.repair.request_snapshot,
+            on_hole=lambda *_: None,
+            metrics=on.metrics,
+            wall_ns=wall_ns,
+        )
+        inlet = fan_in.open([BTC])
+        on.repair.report_gap(Gap(BTC, 4_000, 4_001, 1))
+        read = [trade(5_000), trade(3, at_ms=1_790_000_009_000), trade(6, at_ms=1_790_000_009_001)]
+        await fan_in.consume(inlet, read, trio.current_time())
+        holes = [("trade", 4_000, 4_001, "id_restart"), ("trade", 0, 2, "id_restart")]
+        assert await on.told_after(60) == [holes[0], 5_000, holes[1], 3, 6, 4, 5, 7]
 
 
 async def test_a_book_is_seeded_and_its_snapshot_recorded(autojump_clock: MockClock) -> None:

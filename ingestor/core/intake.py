@@ -100,6 +100,17 @@ class Accepted(Struct):
         self.holes.append((subscription.symbol, hole))
         self.take(hole_record(subscription.symbol, hole, received_us), b"")
 
+    def begin_again(self, subscription: Subscription, first_id: int, received_us: int) -> None:
+        """Put the hole of ids that began again in, and those of the old ids missed just before: nobody can fetch them.
+
+        From 0 on nothing may be missing, but whoever reads the stream has to know.
+        """
+        lost = [gap for gap in self.gaps if gap.subscription == subscription]
+        self.gaps = [gap for gap in self.gaps if gap.subscription != subscription]
+        for gap in lost:
+            self.declare(subscription, (gap.first, gap.last), "id_restart", received_us)
+        self.declare(subscription, (0, first_id - 1), "id_restart", received_us)
+
     def seal(self) -> Accepted:
         """Put the records into the batch that they travel in."""
         if self.records:
@@ -193,8 +204,8 @@ class LiveTrades:
         if verdict is GAP:
             accepted.gaps.append(Gap(self.subscription, *self.tracker.missing, received_us // 1000))
             return
-        if verdict is RESTART:  # from 0 on nothing is missing, but whoever reads the stream has to know
-            accepted.declare(self.subscription, (0, event.trade_id - 1), "id_restart", received_us)
+        if verdict is RESTART:
+            accepted.begin_again(self.subscription, event.trade_id, received_us)
         event_ms = milliseconds(event.trade_time)
         accepted.begins.append(Begin(self.subscription, event.trade_id, event_ms, verdict is RESTART))
 
@@ -260,7 +271,7 @@ class LiveDepth:
             accepted.declare(self.subscription, self.tracker.missing, "disconnected", received_us)
         elif verdict is FIRST or verdict is RESTART:
             if verdict is RESTART:
-                accepted.declare(self.subscription, (0, event.first_update_id - 1), "id_restart", received_us)
+                accepted.begin_again(self.subscription, event.first_update_id, received_us)
             event_ms = milliseconds(event.event_time)
             accepted.begins.append(Begin(self.subscription, event.first_update_id, event_ms, verdict is RESTART))
             self.book.reset()

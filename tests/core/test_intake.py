@@ -130,6 +130,17 @@ def test_a_trade_whose_id_went_back_but_not_its_time_begins_a_new_generation() -
     assert live.sequence == 3
 
 
+def test_a_restart_tells_what_was_missed_before_it_from_what_was_missed_behind_it() -> None:
+    """The old ids are other trades by now: declared, not fetched; the new ones are a gap like any other."""
+    accepted = accept(
+        an_intake(), trade(7), trade(9), trade(3, at_ms=1_790_000_009_000), trade(6, at_ms=1_790_000_009_001)
+    )
+    assert accepted.gaps == [Gap(TRADES, 4, 5, NOW_MS)]
+    holes = [(hole.first, hole.last, hole.reason) for _, hole in accepted.holes]
+    assert holes == [(8, 8, "id_restart"), (0, 2, "id_restart")]
+    assert [record.sequence for record in accepted.batch.records] == [7, 9, 8, 0, 3, 6]
+
+
 def test_a_restart_from_the_very_first_id_is_told_although_nothing_is_missing() -> None:
     """Or whoever reads the stream would find millions of ids between the new ones and the old."""
     intake = an_intake()
