@@ -66,6 +66,10 @@ class Books(Protocol):
         """Keep the diffs of `symbol` from now on: a snapshot is on its way."""
         ...
 
+    def end_buffering(self, symbol: str) -> None:
+        """Keep them no longer: none is on its way, and the next one may be long in coming."""
+        ...
+
     def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
         """Start the book from a snapshot of at most `levels` a side and return its record; None asks for another."""
         ...
@@ -576,7 +580,9 @@ class _BookSync:
                 self._note_loaded(wish, levels)
         self._outlet.metrics.snapshots.labels(outcome).inc()
         self._bell.ring()
-        if record is not None:
+        if record is None:
+            self._books.end_buffering(symbol)
+        else:
             await self._outlet.send([record], [msgspec.json.encode(snapshot)])
 
     def _levels(self, wish: _Wish) -> int:

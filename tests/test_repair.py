@@ -23,7 +23,7 @@ from ingestor.fan_in import FanIn
 from ingestor.metrics import Metrics
 from ingestor.repair import Repair
 from ingestor.rest_client import RestClient, RestrictedLocationError, depth_weight
-from tests.core.test_intake import trade
+from tests.core.test_intake import diff, trade
 from tests.fakes.rest import START_MS, Answer, FakeRest, Market, rows_of, wall_ns
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class FakeBooks:
 
     def begin_buffering(self, symbol: str) -> None:
         self.calls.append((trio.current_time(), "buffer", symbol, 0))
+
+    def end_buffering(self, symbol: str) -> None:
+        self.calls.append((trio.current_time(), "let go", symbol, 0))
 
     def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
         self.calls.append((trio.current_time(), "load", symbol, levels))
@@ -716,6 +719,31 @@ async def test_a_venue_that_is_away_keeps_the_books_request(autojump_clock: Mock
         venue.refused.clear()
         assert await on.told_after(30) == [100]
         assert on.metrics.snapshots.labels("unavailable")._value.get() > 5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(500, b""),
+        Answer(400, {"code": -1121, "msg": ""}),
+        Answer(200, {"lastUpdateId": 8, "bids": [], "asks": []}),
+    ],
+    ids=["away", "refused", "too old"],
+)
+async def test_no_diffs_are_kept_for_a_snapshot_that_does_not_come(answer: Answer, autojump_clock: MockClock) -> None:
+    """While the venue is away, one book after the other would fill its buffer: a gigabyte and more at a thousand."""
+    intake: Any = Intake([Subscription("BTCUSDT", "depth")])
+    inlet = intake.open(intake.subscriptions())
+    intake.accept(inlet, [diff(98, 99)], 1.0, 1)
+    venue = FakeRest(markets={"BTCUSDT": Market()}, refused={"depth": answer}, latency_s=0.1)
+    async with bench(venue, books=intake) as on:
+        on.repair.request_snapshot("BTCUSDT")
+        await trio.sleep(0.05)
+        intake.accept(inlet, [diff(100, 101)], 1.0, 1)
+        book = intake._depths["BTCUSDT"].book
+        assert book._buffer
+        await trio.sleep(0.45)  # two attempts have failed, and the next one is not due
+        assert book._buffer is None
 
 
 async def test_a_refused_book_is_left_until_the_next_refresh(autojump_clock: MockClock) -> None:

@@ -180,6 +180,10 @@ class OrderBook:
         """Keep diffs from now on: a snapshot request is on its way. A synchronised book goes on answering meanwhile."""
         self._buffer, self._buffered_levels = [], 0
 
+    def end_buffering(self) -> None:
+        """Keep no diffs any more: no snapshot is on its way."""
+        self._buffer = None
+
     def apply(self, first: int, final: int, bids: Sequence[Level], asks: Sequence[Level]) -> bool:
         """Take the diff of update ids `first` to `final`; False asks for a snapshot.
 

@@ -539,6 +539,11 @@ class Intake:
         if symbol in self._depths:
             self._depths[symbol].book.begin_buffering()
 
+    def end_buffering(self, symbol: str) -> None:
+        """Have the book of `symbol` keep its diffs no longer, if there is one: no snapshot is on its way."""
+        if symbol in self._depths:
+            self._depths[symbol].book.end_buffering()
+
     def load_snapshot(self, symbol: str, snapshot: DepthSnapshot, levels: int, received_us: int) -> MarketData | None:
         """Start the book of `symbol` from a snapshot of at most `levels` a side; None asks for another one."""
         if symbol not in self._depths:
