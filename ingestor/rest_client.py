@@ -510,10 +510,11 @@ def _limited_until_ms(response: _Reply, refusal: VenueRefusal, now: Now) -> int:
     """Return until when nothing may be sent: Retry-After (seconds), the time in the text, or a cautious guess."""
     seconds = _number_in(response.headers.get("retry-after", ""))
     named = _BANNED_UNTIL.search(refusal.text)
+    named_ms = 0 if named is None else int(named[1]) - now.venue_ms + _CLOCK_MARGIN_MS
     if seconds is not None:
         pause_ms = max(seconds, _LEAST_PAUSE_S) * 1000
-    elif named is not None:
-        pause_ms = int(named[1]) - now.venue_ms + _CLOCK_MARGIN_MS
-    else:
+    elif named_ms > 0:
+        pause_ms = named_ms
+    else:  # also for a time that is over: it is one clock or the other that is wrong, and the limit is real
         pause_ms = _LIMITED_PAUSE_MS.get(response.status_code, _LIMITED_PAUSE_MS[429])
     return now.budget_ms + min(pause_ms, _LONGEST_BAN_MS)

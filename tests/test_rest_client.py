@@ -228,6 +228,9 @@ async def test_a_restricted_location_is_fatal(autojump_clock: MockClock) -> None
             301,
             id="418 names a time",
         ),
+        pytest.param(
+            Answer(418, {"code": -1003, "msg": f"IP banned until {START_MS - 600_000}."}), 120, id="418 names the past"
+        ),
         pytest.param(Answer(429, None, {"Retry-After": "0"}), 1, id="429 names no time at all"),
         pytest.param(Answer(429, b"<html>"), 60, id="429 names nothing"),
         pytest.param(Answer(418, {"code": -1003, "msg": "banned"}, {"Retry-After": "soon"}), 120, id="418 mumbles"),
