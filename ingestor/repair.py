@@ -342,7 +342,10 @@ class _GapRepair:
             self._ledger.pending.postpone(subscription, trio.current_time() + _VENUE_AWAY_S)
         except BadRequestError as refusal:
             log.warning("repair_refused", symbol=subscription.symbol, kind=subscription.kind, reason=str(refusal))
-            await self._ledger.declare(subscription, run.first, run.last, "venue_has_none")
+            if refusal.code:
+                await self._ledger.declare(subscription, run.first, run.last, "venue_has_none")
+            else:  # somebody on the way may have said so, who knows nothing of the ids
+                await self._judge(subscription, run)
         else:
             await self._judge(subscription, lacking)
 
@@ -608,7 +611,10 @@ class _BookSync:
             return "unavailable", None
         except BadRequestError as refusal:
             log.warning("snapshot_refused", symbol=symbol, reason=str(refusal))
-            self._rest_until_refresh(wish)
+            if refusal.code:
+                self._rest_until_refresh(wish)
+            else:  # in no words of the venue's: it may be a matter of a moment
+                wish.due_s = trio.current_time() + _LONGEST_BOOK_WAIT_S
             return "refused", None
 
     def _note_loaded(self, wish: _Wish, levels: int) -> None:

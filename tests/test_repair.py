@@ -361,6 +361,22 @@ async def test_a_delisted_symbol_is_declared_at_once(autojump_clock: MockClock) 
         assert len(on.venue.asked) == 1
 
 
+@pytest.mark.parametrize("status", [302, 400, 404])
+async def test_a_refusal_without_the_venues_words_declares_nothing_at_once(
+    status: int, autojump_clock: MockClock
+) -> None:
+    """A page of whoever stands between proves nothing of the ids; for good, it is believed."""
+    venue = venue_with(Market(newest_id=1_000, books=deque([BOOK])))
+    venue.script.extend([Answer(status, b"<html>")] * 4)
+    async with bench(venue) as on:
+        on.repair.report_gap(Gap(BTC, 100, 101, 1))
+        on.repair.request_snapshot("BTCUSDT")
+        assert sorted(map(str, await on.told_after(70))) == ["100", "100", "101"]
+        venue.refused |= {"klines": Answer(status, b"<html>")}
+        on.repair.report_gap(Gap(BARS, NOW_BAR - 2, NOW_BAR - 2, 1))
+        assert await on.told_after(120) == [("kline_1m", NOW_BAR - 2, NOW_BAR - 2, "venue_has_none")]
+
+
 async def test_without_historical_trades_the_newest_come_from_memory(autojump_clock: MockClock) -> None:
     """The market-data-only host refuses historicalTrades: older ids are bridged by aggTrades and declared."""
     venue = venue_with(Market(newest_id=5_000))
