@@ -256,10 +256,13 @@ class _Ledger:
             self.pending.withdraw(subscription, first, last)
             self._outlet.note_repaired(subscription, first, last)
 
-    async def give_up_rows(self, run: Gap, rows: Sequence[bytes], numbers: Sequence[int | None]) -> None:
-        """Let go of rows that cannot be read: a letter each, and a hole for those whose number is known and owed."""
+    async def give_up_rows(self, run: Gap, rows: Sequence[bytes], numbers: Sequence[int | None]) -> bool:
+        """Let go of rows that cannot be read: a letter each, and a hole for those whose number is known and owed.
+
+        Say whether there was one of those.
+        """
         if not rows:
-            return
+            return False
         owed = self.owed(run.subscription, run.first, run.last)
         claims = [
             Claim(run.subscription, each, each) if each is not None and each in owed else None for each in numbers
@@ -270,6 +273,7 @@ class _Ledger:
         )
         for claim in filter(None, claims):
             await self.declare(claim.subscription, claim.first, claim.last, "poison")
+        return any(claims)
 
     async def declare(self, subscription: Subscription, first: int, last: int, reason: HoleReason) -> None:
         """Declare what is owed of `first` to `last` (inclusive)."""
@@ -398,9 +402,9 @@ class _TradePages:
         ids = [self._id_in(raw, run, limit) for raw in unreadable]
         if not rows and ids and not any(each is not None for each in ids):
             raise UnavailableError("an answer of which not even an id can be read")
-        await self._ledger.give_up_rows(run, unreadable, ids)
+        is_settled = await self._ledger.give_up_rows(run, unreadable, ids)
         if not rows:
-            return None if unreadable else run  # nothing from here on: gone, or the database is late
+            return None if is_settled else run  # nothing from here on: gone, or the database is late
         # An id that is no longer kept is answered with the oldest that is, without a word.
         await self._ledger.declare(run.subscription, run.first, rows[0].trade_id - 1, "venue_forgot")
         return await self._deliver(run, rows)
@@ -471,13 +475,13 @@ class _BarPages:
         )
         opened = [number_in(raw) for raw in unreadable]
         ordinals = [None if each is None else kline_ordinal(interval, milliseconds(each)) for each in opened]
-        await self._ledger.give_up_rows(run, unreadable, ordinals)
+        is_settled = await self._ledger.give_up_rows(run, unreadable, ordinals)
         received_us = self._ledger.now_us()
         wanted = [row for row in rows if self._is_wanted(interval, row, run.first, last, settled_ms)]
         records = [rest_kline_record(symbol, interval, row, received_us, closed=True) for row in wanted]
         delivered = [kline_ordinal(interval, record.sequence) for record in records]
         await self._ledger.deliver(run.subscription, delivered, records, wanted)
-        return None if wanted or any(each is not None for each in ordinals) else run._replace(last=last)
+        return None if wanted or is_settled else run._replace(last=last)
 
     @staticmethod
     def _is_wanted(interval: str, row: RestKline, first: int, last: int, settled_ms: int) -> bool:

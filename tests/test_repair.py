@@ -804,3 +804,22 @@ async def test_an_answer_that_says_nothing_of_what_was_asked_is_not_asked_for_wi
         told = await it.told_after(300)
     assert told in ([("trade", 100, 200, "venue_has_none")], [("trade", 100, 200, "venue_forgot")])
     assert len(venue.times("historicalTrades")) <= 9
+
+
+@pytest.mark.parametrize(
+    ("gap", "endpoint", "row"),
+    [
+        (Gap(BTC, 100, 200, 5), "historicalTrades", {"id": 50, "price": None}),
+        (Gap(BARS, NOW_BAR - 5, NOW_BAR - 2, 5), "klines", [1_000, None]),
+    ],
+)
+async def test_a_row_that_cannot_be_read_and_was_not_asked_for_is_not_asked_for_without_end(
+    gap: Gap, endpoint: str, row: Any, autojump_clock: MockClock
+) -> None:
+    """A letter each time would fill the disk as fast as the budget lasts."""
+    venue = FakeRest(markets={"BTCUSDT": Market()}, refused={endpoint: Answer(200, [row])})
+    async with bench(venue) as it:
+        it.repair.report_gap(gap)
+        kind, first, last = gap.subscription.kind, gap.first, gap.last
+        assert await it.told_after(300) == [(kind, first, last, "venue_has_none")]
+        assert len(venue.times(endpoint)) == len(it.letters) == 9
