@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import structlog
 import trio
 
-from ingestor.rest_client import VenueError
+from ingestor.rest_client import BadRequestError, VenueError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -97,7 +97,7 @@ class Heads:
             await self._begin(heads)
 
     async def _ask(self, quiet: Sequence[Subscription]) -> list[Head]:
-        """Return the heads of those that ever traded."""
+        """Return the heads of those that ever traded, and that the venue has."""
         if len(quiet) <= ASKED_ALONE:
             return await self._ask_each(quiet)
         tickers = {ticker.symbol: ticker for ticker in await self._rest.tickers()}
@@ -110,5 +110,12 @@ class Heads:
         return heads + await self._ask_each(dormant)
 
     async def _ask_each(self, quiet: Sequence[Subscription]) -> list[Head]:
-        newest = [(each, await self._rest.trades(each.symbol, 1)) for each in quiet]
-        return [Head(each, rows[-1].trade_id, rows[-1].time) for each, rows in newest if rows]
+        heads = []
+        for each in quiet:
+            try:
+                rows = await self._rest.trades(each.symbol, 1)
+            except BadRequestError as refusal:  # delisted, or misspelt: it must not hold up the others for ever
+                log.info("head_refused", stream=each.stream_name, reason=str(refusal))
+                continue
+            heads += [Head(each, row.trade_id, row.time) for row in rows[-1:]]
+        return heads

@@ -10,7 +10,7 @@ from ingestor.core.binance import RestTrade, Ticker
 from ingestor.core.intake import Intake
 from ingestor.core.model import Subscription
 from ingestor.heads import Head, Heads
-from ingestor.rest_client import UnavailableError
+from ingestor.rest_client import BadRequestError, UnavailableError
 from ingestor.silence_watch import SilenceWatch
 from tests.test_silence_watch import Bench
 
@@ -46,6 +46,8 @@ class Venue:
 
     async def trades(self, symbol: str, limit: int) -> list[RestTrade]:
         await self._answer(symbol)
+        if symbol not in self.last_ids:
+            raise BadRequestError(-1121, "Invalid symbol.")
         last_id = self.last_ids[symbol]
         return [RestTrade(last_id, "1", "1", 5_000, True)][:limit] if last_id >= 0 else []
 
@@ -114,6 +116,18 @@ async def test_who_did_not_trade_for_a_day_is_asked_alone(autojump_clock: MockCl
     assert [what for _, what in desk.venue.asked] == ["tickers", "S3USDT"]
     assert Head(TRADES[3], 103, 5_000) in desk.found
     assert TRADES[4] not in desk.intake.next_ids()
+
+
+async def test_a_symbol_that_the_venue_does_not_have_holds_up_no_other(autojump_clock: MockClock) -> None:
+    """A delisted one is granted like any other, and stays silent; it is asked about once."""
+    desk = Desk()
+    del desk.venue.last_ids["S0USDT"]
+    for each in TRADES[2:]:
+        desk.speak(each)
+    with trio.move_on_after(600):
+        await desk.heads.run()
+    assert [what for _, what in desk.venue.asked] == ["S0USDT", "S1USDT"]
+    assert desk.found == [Head(TRADES[1], 101, 5_000)]
 
 
 async def test_a_venue_that_is_away_is_asked_again(autojump_clock: MockClock) -> None:
