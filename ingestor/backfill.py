@@ -661,16 +661,15 @@ class _RestLoad:
             self._turns.finish()
 
     async def _read(self, page: Page) -> tuple[list[Row], list[Absence]]:
-        """Return all rows of a page, and what is not there; the venue's database gets time to catch up."""
+        """Return all rows of a page, and what is not there; the venue's database gets time to catch up.
+
+        Patience ends where nothing more comes, not where an answer is shorter than it was asked to be.
+        """
         found: list[Row] = []
         absences: list[Absence] = []
-        lacking: Page | None = page
-        ids: list[int] = []
-        for delay_s in (0.0, *_FRUITLESS_DELAYS_S):
-            if lacking is None:
-                break
-            await trio.sleep(delay_s)
-            asked = lacking
+        delays = iter(_FRUITLESS_DELAYS_S)
+        asked = page
+        while True:
             rows, unreadable = await self._fetch(asked)
             ids = self._rows.ids(rows)
             found += [row for row, number in zip(rows, ids, strict=True) if asked.first <= number <= asked.last]
@@ -680,11 +679,19 @@ class _RestLoad:
             absent, lacking = self._pager.settle(asked, ids)
             nameless = len(unreadable) - len(poison)  # so many ids are not absent, only nobody knows which
             absences += [each._replace(reason="poison") if each.size <= nameless else each for each in absent]
-        if lacking is not None and not ids:
-            absences += self._pager.give_up(lacking)
-        elif lacking is not None:  # it still comes in, a little at a time
-            absences.append(Absence(lacking.first, lacking.last, "venue_has_none"))
-        return found, absences
+            if lacking is None:
+                return found, absences
+            if lacking.first > asked.first:
+                delays = iter(_FRUITLESS_DELAYS_S)
+            delay_s = next(delays, None)
+            if delay_s is None:
+                return found, absences + self._given_up(lacking, ids)
+            await trio.sleep(delay_s)
+            asked = lacking
+
+    def _given_up(self, lacking: Page, ids: Sequence[int]) -> list[Absence]:
+        """Say what it means that nothing of `lacking` came, again and again; `ids` came instead, the last time."""
+        return [Absence(*lacking, "venue_has_none")] if ids else self._pager.give_up(lacking)
 
     async def _give_up(self, page: Page, rows: Sequence[bytes]) -> list[int]:
         """Let go of rows that cannot be read; return those ids of the page that are known of them."""

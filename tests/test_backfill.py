@@ -359,6 +359,17 @@ async def test_a_past_trade_that_cannot_be_read_spoils_no_other(
     assert b"0.50000000" in letter.raw
 
 
+@pytest.mark.parametrize("rows", [100, 1])
+async def test_answers_that_are_shorter_than_asked_are_gone_on_with(rows: int, autojump_clock: MockClock) -> None:
+    """However many it takes: what the venue still gives is not declared as something that it does not have."""
+    venue = FakeRest(markets={"BTCUSDT": Market(newest_id=5_000)})
+    answer = venue._historical_trades
+    venue._historical_trades = lambda params: answer(params)[:rows]  # type: ignore[method-assign]
+    last = 500 + rows * 12
+    told, _ = await loaded(venue, BTC, Page(500, last))
+    assert told == list(range(500, last + 1))
+
+
 async def test_a_past_bar_that_cannot_be_read_spoils_no_other(autojump_clock: MockClock) -> None:
     """Its open time says which one it is."""
     venue = FakeRest(markets={"BTCUSDT": Market()})
