@@ -244,7 +244,8 @@ class RestClient:
         """Return all symbols and limits; the weight limit a minute is the budget's from now on."""
         info = await self._fetch(_Call("exchangeInfo", 20, "probes", {}), decode_exchange_info)
         for limit in info.rate_limits:
-            if limit.kind == "REQUEST_WEIGHT" and limit.interval == "MINUTE":
+            is_ours = limit.kind == "REQUEST_WEIGHT" and limit.interval == "MINUTE"
+            if is_ours and limit.limit >= limit.interval_count > 0:  # else nothing could ever be asked
                 self._budget.set_limit(limit.limit // limit.interval_count)
         return info
 

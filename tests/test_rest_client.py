@@ -366,6 +366,20 @@ async def test_a_clock_that_is_set_during_a_ban_makes_it_neither_longer_nor_shor
     assert venue.times("exchangeInfo") == [240]
 
 
+@pytest.mark.parametrize("nonsense", [{"intervalNum": 0}, {"limit": 0}])
+async def test_a_published_limit_that_cannot_be_is_not_believed(
+    nonsense: dict[str, int], autojump_clock: MockClock
+) -> None:
+    """It neither ends the service nor leaves it a request a minute."""
+    venue = FakeRest()
+    told = venue._exchange_info()
+    told["rateLimits"][1] |= nonsense
+    venue.script.append(Answer(200, told))
+    async with client_of(venue) as client:
+        await client.exchange_info()
+        assert client.weight_left("trades") == 2400
+
+
 async def test_a_waiting_purpose_does_not_hold_up_another(autojump_clock: MockClock) -> None:
     """Backfill owns no part and waits for what is left; a book comes through meanwhile."""
     venue = FakeRest(markets={"BTCUSDT": Market(newest_id=5, books=deque([(1, [], [])]))})
