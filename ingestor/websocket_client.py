@@ -285,6 +285,7 @@ class Feed:
         """Close it, at once while it is still being opened."""
         self.retire()
         if self.inlet is None:
+            self.subscriptions = ()  # if it comes in all the same, with these: nobody may know them any more
             self._opening.cancel()
 
     def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
@@ -519,6 +520,9 @@ class Connection:
         """Carry nothing from now on: `run` hands on what was read, closes and returns."""
         del self._board.connections[self.name]
         self._staying.cancel()
+        self.subscriptions = ()
+        for feed in self._feeds:
+            feed.abandon()
 
     async def run(self) -> None:
         """Stay subscribed until cancelled or ended; reconnect after every loss, slower each time."""
@@ -527,7 +531,7 @@ class Connection:
             with self._staying:
                 await self._stay(nursery)
             for feed in list(self._feeds):
-                feed.abandon()
+                feed.abandon()  # also one that was begun in the very moment of the end
                 await feed.ended.wait()
             log.info("connection_ended", connection=self.name)
             nursery.cancel_scope.cancel()
