@@ -306,7 +306,7 @@ class Feed:
             with trio.move_on_after(self._limits.farewell_s, shield=True):
                 await trio.aclose_forcefully(lane)
                 await self._hand_over(*lane.take_pending())  # shields itself, for as long as is right
-                if self.inlet is not None:
+                while self.inlet is not None and self.inlet.subscriptions:  # more may be added while we wait
                     await self._leave(self.inlet, self.inlet.subscriptions)
         if lane.error is not None:
             if not isinstance(lane.error, LANE_LOSSES):

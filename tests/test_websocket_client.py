@@ -706,7 +706,31 @@ async def test_a_connection_that_ends_while_it_opens_asks_for_nothing_that_is_fo
         bench.venue = FakeVenue(nursery, [script])
         connection = bench.start()
         await trio.sleep(5)
-        assert (bench.consumer.inlets, bench.consumer.intake.subscriptions() & {*BTC}) == ([], set())
+        assert not any(inlet.subscriptions for inlet in bench.consumer.inlets)
+        assert bench.consumer.intake.subscriptions().isdisjoint(BTC)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_added_while_a_connection_goes_is_not_left_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its last hand-over may wait for a consumer that is full; what was added then belongs to the next connection."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script, polite])
+        bench.consumer.parting_s = 60
+        connection = bench.start(MANY[:1])
+        await trio.sleep(30)
+        connection.change(MANY[:2])
+        await trio.sleep(120)
+        assert bench.fact == ("live", 2)
+        assert len(bench.consumer.inlets) == 1
+        assert bench.consumer.intake._inlets[MANY[1].stream_name] == bench.consumer.inlets
         nursery.cancel_scope.cancel()
 
 
