@@ -367,6 +367,7 @@ class Feed:
         """Ask for everything, at the pace the venue allows, and see that every message is answered in time."""
         pace = control_pace()
         while True:
+            await self._leave_ended()
             request = self.subscribing.next_request()
             if request is not None:
                 await trio.sleep(pace.reserve(trio.current_time()))
@@ -401,14 +402,19 @@ class Feed:
         self.had_data = self.had_data or len(messages) > len(controls)
         for control in controls:
             self._act_on(control)
-        if controls and (ended := self.subscribing.take_ended()):
-            await self._leave(inlet, ended)
+        if controls:
+            await self._leave_ended()
 
     def _enter(self) -> Inlet:
         """Go in at the door, if that was not done yet; messages may come along with the handshake."""
         if self.inlet is None:
             self.inlet = self._door.open(self.subscriptions)
         return self.inlet
+
+    async def _leave_ended(self) -> None:
+        """Carry no longer what has ended."""
+        if (ended := self.subscribing.take_ended()) and self.inlet is not None:
+            await self._leave(self.inlet, ended)
 
     async def _leave(self, inlet: Inlet, subscriptions: Sequence[Subscription]) -> None:
         with self._farewell.protect():

@@ -581,6 +581,33 @@ async def test_a_connection_that_lives_carries_more_or_less(autojump_clock: trio
     ]
 
 
+async def test_what_never_began_is_let_go_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Added and taken back before it was asked for, or refused: no answer to its end will ever come."""
+
+    async def script(socket: VenueSocket) -> None:
+        await socket.accept()
+        await socket.grant()
+        while True:
+            request = await socket.read_request()
+            await socket.send_text(json.dumps({"error": {"code": 2, "msg": "invalid stream"}, "id": request["id"]}))
+
+    async with trio.open_nursery() as nursery:
+        bench = Bench(nursery, [script])
+        connection = bench.start(MANY[:1])
+        await trio.sleep(0.1)
+        connection.change(MANY[:2])
+        connection.change((MANY[0], MANY[2]))
+        await trio.sleep(1)
+        assert connection.feed is not None
+        assert connection.feed.subscribing.refused == [MANY[2]]
+        assert bench.consumer.inlets[0].subscriptions == (MANY[0], MANY[2])
+        connection.change(MANY[:1])
+        await trio.sleep(1)
+        assert bench.consumer.inlets[0].subscriptions == MANY[:1]
+        assert bench.fact == ("live", 1)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_connection_that_is_away_comes_back_with_what_is_wanted_by_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

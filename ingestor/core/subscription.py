@@ -174,11 +174,14 @@ class Subscribing:
         halves = (tuple(each for each in share if each not in gone) for share in self._halves)
         self._halves = deque(share for share in halves if share)
         self.refused = [each for each in self.refused if each not in gone]
+        under_way = set[Subscription]().union(*(request.subscriptions for request in self._unanswered.values()))
         for each in before:
             if each in gone:
                 self._to_begin.pop(each, None)
                 if each in self._told:
                     self._to_end[each] = None
+                elif each not in under_way:  # never asked for, or refused
+                    self._end([each])
         for each in self._wanted:
             if each not in before:
                 self._to_end.pop(each, None)
@@ -231,6 +234,7 @@ class Subscribing:
         if request.method == "UNSUBSCRIBE":
             self._end(request.subscriptions)
             return ()
+        self._end([each for each in request.subscriptions if each in self._told])
         self._told.difference_update(request.subscriptions)
         for each in request.subscriptions:
             self._to_end.pop(each, None)
@@ -243,7 +247,10 @@ class Subscribing:
         return share
 
     def take_ended(self) -> list[Subscription]:
-        """Return, each once, what the venue has answered to the end of: nothing of it comes any more, or only late."""
+        """Return, each once, what has ended: nothing of it comes any more, or only late.
+
+        The venue has answered to its end, or never had it begun.
+        """
         ended = [each for each in self._ended if each not in self._wanted]
         self._ended = []
         return ended

@@ -250,6 +250,46 @@ def test_a_refusal_of_names_that_are_wanted_no_longer_is_forgotten() -> None:
     assert messages_of(subscribing) == [("SUBSCRIBE", ["S0000USDT"])]
 
 
+def test_what_never_began_has_ended_as_soon_as_it_is_wanted_no_longer() -> None:
+    """Not asked for yet, refused before, or refused afterwards: the feed must not wait for the end of it."""
+    names = trades(5)
+    subscribing = Subscribing(names)
+    subscribing.change(names[1:])
+    assert subscribing.take_ended() == [names[0]]
+    request = subscribing.next_request()
+    assert request is not None
+    subscribing.refuse(request.id)
+    subscribing.change(names[2:])
+    assert subscribing.take_ended() == [names[1]]
+    while (request := subscribing.next_request()) is not None:
+        subscribing.refuse(request.id)
+    assert subscribing.refused == names[2:]
+    subscribing.change([])
+    assert (subscribing.take_ended(), subscribing.is_settled) == (names[2:], True)
+    subscribing.change(names[:1])
+    request = subscribing.next_request()
+    assert request is not None
+    subscribing.change([])
+    assert subscribing.take_ended() == []
+    subscribing.refuse(request.id)
+    assert (subscribing.take_ended(), subscribing.is_settled) == (names[:1], True)
+
+
+def test_what_is_begun_anew_has_ended_when_the_venue_says_so() -> None:
+    """Until then the rest of it may come."""
+    names = trades(1)
+    subscribing = Subscribing(names)
+    messages_of(subscribing)
+    subscribing.ask_again(names)
+    request = subscribing.next_request()
+    assert request is not None
+    assert request.method == "UNSUBSCRIBE"
+    subscribing.change([])
+    assert subscribing.take_ended() == []
+    subscribing.acknowledge(request.id)
+    assert (subscribing.take_ended(), subscribing.take_ended(), subscribing.is_settled) == (names, [], True)
+
+
 @given(st.lists(st.sets(st.integers(0, 9)), min_size=1, max_size=8), st.lists(st.booleans(), max_size=40))
 def test_whatever_changes_when_the_venue_ends_up_with_what_is_wanted(wishes: list[set[int]], turns: list[bool]) -> None:
     """It carries out messages in their order; answers may be late. What is wanted throughout is never ended."""
