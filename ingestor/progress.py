@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from ingestor.core.binance import REFUSALS
 from ingestor.core.claims import Intervals, Range
 from ingestor.core.errors import IngestorError
 from ingestor.core.model import Claim, Hole, HoleReason, Subscription
@@ -141,7 +142,7 @@ class Progress:
         try:
             version = msgspec.json.decode(content, type=_Version).version
             state = msgspec.json.decode(content, type=ProgressFile) if version == VERSION else None
-        except msgspec.DecodeError as error:
+        except REFUSALS as error:
             raise ProgressError(f"{self.path}: holds no progress ({error}); remove it to begin anew") from error
         if state is None:
             raise ProgressError(f"{self.path}: was written by another version of this program; remove it to begin anew")

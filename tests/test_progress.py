@@ -79,6 +79,8 @@ def test_another_command_does_not_continue(tmp_path: Path) -> None:
         (b'{"version":2', "remove it to begin anew"),
         (b'{"version":2}', "remove it to begin anew"),
         (b"\xff", "remove it to begin anew"),
+        (b'{"version":2,"request":"\xff"}', "remove it to begin anew"),
+        (b'{"version":2,"request":' + b"[" * 100_000, "remove it to begin anew"),
         (b'{"version":1,"request":"this","file_bytes":0,"spans":[]}', "written by another version"),
     ],
 )
