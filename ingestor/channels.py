@@ -32,7 +32,7 @@ class Budget:
         self._waiting = trio.lowlevel.ParkingLot()
 
     async def acquire(self, size_bytes: int) -> None:
-        """Wait until there is room, first come first served."""
+        """Wait until there is room; what is small enough may go before what waits, so nothing live waits for a page."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while self.held_bytes and self.held_bytes + size_bytes > self.max_bytes:
             await self._waiting.park()
