@@ -60,9 +60,6 @@ Outcome: TypeAlias = Literal["ok", "refused", "limited", "restricted", "failed"]
 
 log = structlog.get_logger()
 
-ENDPOINTS: Final = (
-    "ping", "time", "exchangeInfo", "depth", "trades", "historicalTrades", "aggTrades", "klines", "ticker/24hr",
-)  # fmt: skip
 INVALID_SYMBOL: Final = -1121  # also after delisting
 PAGE_ROWS: Final = 1000  # the most that trades, aggTrades and klines answer with
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MAX_SUBSCRIBE_BYTES: Final = 3_500
 MAX_SUBSCRIBE_NAMES: Final = 150
 
-DEPTH_SUFFIX: Final = "depth@100ms"
-
 Method: TypeAlias = Literal["SUBSCRIBE", "UNSUBSCRIBE"]
 
 
@@ -38,16 +36,6 @@ def expand(symbols: Iterable[str], streams: Iterable[str], kline_intervals: Iter
 def kinds_of(stream: str, kline_intervals: Iterable[str]) -> list[str]:
     """Return the kinds that a configured stream stands for: one, or one for each interval of `kline`."""
     return [f"kline_{interval}" for interval in kline_intervals] if stream == "kline" else [stream]
-
-
-def parse_stream_name(name: str) -> Subscription:
-    """Return the subscription that the venue calls `name`; ValueError for a name that we never subscribe to."""
-    symbol, separator, suffix = name.partition("@")
-    if symbol and separator and suffix == DEPTH_SUFFIX:
-        return Subscription(symbol.upper(), "depth")
-    if symbol and separator and (suffix == "trade" or (suffix.startswith("kline_") and "@" not in suffix)):
-        return Subscription(symbol.upper(), suffix)
-    raise ValueError(f"not a stream name of ours: {name!r}")
 
 
 def plan_connections(subscriptions: Iterable[Subscription], max_streams: int) -> list[tuple[Subscription, ...]]:

@@ -16,7 +16,6 @@ from ingestor.core.subscription import (
     Shares,
     Subscribing,
     expand,
-    parse_stream_name,
     plan_connections,
     split_for_messages,
     subscribe_message,
@@ -43,22 +42,6 @@ def test_a_configuration_expands_to_every_symbol_and_kind_once() -> None:
 def test_klines_without_an_interval_expand_to_nothing() -> None:
     """No interval, no subscription."""
     assert expand(["BTCUSDT"], ["kline"], []) == []
-
-
-@given(subscriptions)
-def test_a_stream_name_leads_back_to_its_subscription(subscription: Subscription) -> None:
-    """Parsing inverts naming, for non-ASCII symbols too."""
-    assert parse_stream_name(subscription.stream_name) == subscription
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", "btcusdt", "@trade", "btcusdt@", "btcusdt@depth", "btcusdt@aggTrade", "!serverShutdown", "a@kline_1m@x"],
-)
-def test_a_name_that_is_never_subscribed_is_refused(name: str) -> None:
-    """ValueError, with the name in the text."""
-    with pytest.raises(ValueError, match="not a stream name"):
-        parse_stream_name(name)
 
 
 @given(st.lists(subscriptions, max_size=60), st.integers(1, 20), st.integers(0, 99))
