@@ -95,6 +95,24 @@ async def test_trades_between_the_head_and_the_first_live_one_are_a_gap(
     assert [len(ranges) for ranges in spoken.values()] == [1] * len(SYMBOLS)
 
 
+async def test_what_waits_at_a_slow_start_is_not_taken_for_quiet(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """While the first origin cannot be written nothing goes on; what was said meanwhile is delivered all the same."""
+    world = Moody()
+    config = config_for(world, tmp_path, resume=True)
+
+    async def be_away_at_first(entries: Sequence[PutEntry]) -> None:
+        await trio.sleep_until(8)
+
+    world.beats.before_put = be_away_at_first
+    line = await run_for(40, config, world)
+    assert [each for each in world.rest_requests if "/ticker/24hr?" in each or "/trades?" in each], "it did look"
+    first = {each: world.venue.ledger[each].produced.lowest for each in TRADES}
+    assert {each: line.coverage[each].origin for each in TRADES} == first
+    delivered = {Subscription(each.symbol, each.kind): each.delivered for each in world.audit().streams}
+    assert {each: delivered[each][0].first for each in TRADES} == first
+    assert world.audit().is_complete
+
+
 async def test_a_wiped_venue_is_seen_at_the_first_trade_of_a_quiet_symbol(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

@@ -339,9 +339,12 @@ class Coverage:
         self._restarted: set[Subscription] = set()  # and no claim of the new ids was acknowledged yet
 
     def originate(self, subscription: Subscription, first_live_id: int, event_ms: int = 0) -> None:
-        """Begin to count `subscription` at its first live id, unless it is being counted already."""
-        if subscription not in self._entries:
+        """Begin to count `subscription` at its first live id, or at an earlier one than it is counted from already."""
+        entry = self._entries.get(subscription)
+        if entry is None:
             self._entries[subscription] = Entry(first_live_id, Intervals(), origin_ms=event_ms)
+        elif first_live_id < entry.origin:
+            entry.origin = first_live_id
 
     def acknowledge(self, claims: Iterable[Claim]) -> None:
         """Cover what Kinesis accepted; what belongs to a subscription that is not counted is let go (fetched again)."""

@@ -47,12 +47,13 @@ class TradeTracker:
     `missing` is the closed range of ids behind the newest `GAP`. After `RESTART` it is what was expected before.
     """
 
-    __slots__ = ("expected", "last_event_ms", "missing")
+    __slots__ = ("_unheard", "expected", "last_event_ms", "missing")
 
     def __init__(self, expected: int = -1, last_event_ms: int = 0) -> None:
         self.expected = expected
         self.last_event_ms = last_event_ms
         self.missing = NOTHING_MISSING
+        self._unheard = -1  # what was expected of a stream that was counted without having spoken
 
     def accept(self, trade_id: int, trade_ms: int) -> Verdict:
         """Judge a live trade by its id and trade time; the hot path."""
@@ -63,10 +64,13 @@ class TradeTracker:
         return self._out_of_order(trade_id, trade_ms)
 
     def begin_behind(self, trade_id: int, trade_ms: int) -> bool:
-        """Expect what follows `trade_id`, the newest trade up to `trade_ms`; False if one was seen already."""
+        """Expect what follows `trade_id`, the newest trade up to `trade_ms`; False if one was seen already.
+
+        An older one that comes after all, because it had to wait for its turn while this was found out, is the first.
+        """
         if self.expected >= 0:
             return False
-        self.expected = trade_id + 1
+        self.expected = self._unheard = trade_id + 1
         self.last_event_ms = trade_ms
         return True
 
@@ -88,10 +92,13 @@ class TradeTracker:
             self.missing = (expected, trade_id - 1)
         elif trade_ms > self.last_event_ms:
             verdict = RESTART  # a duplicate carries the very time of the first one, so a newer one is another trade
+        elif expected == self._unheard:
+            verdict = FIRST
         else:
             return DUPLICATE
         self.expected = trade_id + 1
         self.last_event_ms = trade_ms
+        self._unheard = -1
         return verdict
 
 

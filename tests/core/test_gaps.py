@@ -60,17 +60,32 @@ def test_an_old_id_with_a_newer_time_is_a_restart_of_the_ids() -> None:
 
 
 def test_trades_are_counted_from_behind_the_venues_newest_one_where_none_was_seen() -> None:
-    """One that was under way is a duplicate then, not a restart; a jump is a gap; who has spoken is left alone."""
+    """A jump is a gap; who has spoken is left alone, and an old one is a duplicate from then on."""
     tracker = TradeTracker()
     assert tracker.begin_behind(100, 5_000)
-    assert tracker.accept(100, 5_000) is DUPLICATE
     assert tracker.accept(104, 5_100) is GAP
+    assert tracker.accept(100, 5_000) is DUPLICATE
     assert tracker.missing == (101, 103)
     assert not tracker.begin_behind(200, 9_000)
     assert tracker.expected == 105
     wiped = TradeTracker()
     wiped.begin_behind(100, 5_000)
     assert wiped.accept(3, 5_001) is RESTART
+
+
+@pytest.mark.parametrize("first", [98, 100])
+def test_trades_that_waited_while_the_newest_one_was_asked_for_are_the_first(first: int) -> None:
+    """They were received and are news to everybody: it was the line that was slow, not the symbol that was quiet."""
+    tracker = TradeTracker()
+    assert tracker.begin_behind(100, 5_000)
+    assert tracker.accept(first, 4_990) is FIRST
+    for trade_id in range(first + 1, 103):
+        assert tracker.accept(trade_id, 5_000) is IN_ORDER
+    assert tracker.accept(first, 4_990) is DUPLICATE
+    heard = TradeTracker()
+    heard.begin_behind(100, 5_000)
+    assert heard.accept(101, 5_001) is IN_ORDER
+    assert heard.accept(first, 4_990) is DUPLICATE
 
 
 def test_trades_that_will_not_come_are_passed_over() -> None:
