@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ingestor.local.faults import Disconnect, Refuse, Skip
 from ingestor.local.market import Market
 from tests.fakes.world import START_MS, MemoryWorld, config_for
 from tests.integration.browser import LEFT, TAB, Browser, open_browser
-from tests.integration.engines import free_port
+from tests.integration.engines import clean_environment, free_port, wait_listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -163,6 +164,26 @@ def look_at_a_healthy_service(browser: Browser, url: str, folder: Path) -> None:
         assert browser.run(LONG_TEXTS) == []
         browser.screenshot(folder / f"healthy-{scheme}.png")
     assert browser.complaints() == []
+
+
+async def test_the_demo_shows_what_it_does(browser: Browser, tmp_path: Path) -> None:
+    """What a new user sees first: the page of `ingestor demo` while it runs, and that it is gone afterwards."""
+    port = free_port()
+    command = [sys.executable, "-m", "ingestor", "demo", "--seconds", "6", "--port", str(port)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, look_at_the_demo, browser, port)
+        done = await trio.run_process(command, env=clean_environment(), capture_stdout=True, capture_stderr=True)
+    assert b"nothing is missing" in done.stdout
+
+
+def look_at_the_demo(browser: Browser, port: int) -> None:
+    wait_listening(port)
+    browser.look_like()
+    browser.open(f"http://127.0.0.1:{port}")
+    browser.wait_for("document.getElementById('headline').textContent.startsWith('Healthy')")
+    browser.wait_for("document.querySelectorAll('.pipe.flowing').length === 5")
+    assert browser.complaints() == []
+    browser.wait_for("document.title === '? No news · Ingestor'")
 
 
 async def test_the_page_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
