@@ -102,8 +102,9 @@ class Datum(msgspec.Struct, frozen=True):
     counts: tuple[float, ...]
 
 
-# What was read: by series and value of its label, the value by upper bound (of all but histograms: one, infinity).
-Reading: TypeAlias = dict[tuple[Series, str], dict[float, float]]
+# What was read: by series and value of its label, the value by upper bound (of all but histograms: one, infinity) and
+# by all labels of the sample. Symbols come and go, so only what each of them counted never falls; their sum does.
+Reading: TypeAlias = dict[tuple[Series, str], dict[tuple[float, tuple[str, ...]], float]]
 
 
 class DatumSource:
@@ -125,19 +126,21 @@ class DatumSource:
             for series in self._by_sample.get(sample.name, ()):
                 if _is_chosen(series, sample.labels):
                     values = reading.setdefault((series, sample.labels.get(series.by, "")), {})
-                    bound = float(sample.labels.get("le", math.inf))
-                    values[bound] = values.get(bound, 0.0) + sample.value
+                    values[float(sample.labels.get("le", math.inf)), tuple(sample.labels.values())] = sample.value
         self._read = reading
         return list(self._news(reading))
 
     def settle(self) -> None:
         """Take what was read last as sent."""
-        self._sent = self._read
+        for key, values in self._read.items():
+            self._sent.setdefault(key, {}).update(values)
 
     def _news(self, reading: Reading) -> Iterator[Datum]:
         for (series, label), values in reading.items():
             before = {} if series.kind == "gauge" else self._sent.get((series, label), {})
-            news = {bound: value - before.get(bound, 0.0) for bound, value in values.items()}
+            news: dict[float, float] = {}
+            for sample, value in values.items():
+                news[sample[0]] = news.get(sample[0], 0.0) + value - before.get(sample, 0.0)
             counted = _per_bucket(news) if series.kind == "histogram" else {news[math.inf]: 1.0}
             counted = {value: count for value, count in counted.items() if count > 0 and math.isfinite(value)}
             if counted:

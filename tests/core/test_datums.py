@@ -48,6 +48,18 @@ def test_what_was_not_sent_is_sent_with_what_follows() -> None:
     assert source.read([Reading("things_total", {}, 7)])[0].values == (7,)
 
 
+def test_a_count_never_falls_when_one_who_counted_is_gone() -> None:
+    """A symbol that is not carried any more takes nothing back; back again, it goes on where it was."""
+    source = DatumSource(HERE, [COUNTED])
+    one, two = (Reading("things_total", {"symbol": name}, 1_000) for name in ("one", "two"))
+    readings = [[one, two], [one], [one, two._replace(value=1_005)]]
+    news = []
+    for samples in readings:
+        news += [datum.values for datum in source.read(samples)]
+        source.settle()
+    assert news == [(2_000,), (0,), (5,)]
+
+
 def test_gauges_are_sent_as_they_are_one_for_each_label() -> None:
     """A label that was asked for is a dimension; what is no number is left out."""
     source = DatumSource(HERE, [SIZE])
