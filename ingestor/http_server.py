@@ -122,12 +122,14 @@ class Clients:
     def admit(self, client: Client) -> None:
         """Take a client in."""
         if len(self._open) >= self._most:
-            next(iter(self._open)).hang_up()
+            oldest = next(iter(self._open))
+            del self._open[oldest]  # at once: it takes a moment to leave, and the next one may be here before
+            oldest.hang_up()
         self._open[client] = None
 
     def forget(self, client: Client) -> None:
-        """Let go of a client that has left."""
-        del self._open[client]
+        """Let go of a client that has left, perhaps because it had to give way."""
+        self._open.pop(client, None)
 
     def hang_up(self) -> None:
         """Close all of them at once."""

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import lockstep_stream_pair
 
-from ingestor.http_server import ERRORS_TOLD, LIMITS, SEND_LIMIT_S, SILENCE_LIMIT_S, Client, Limits, serve_app
+from ingestor.http_server import ERRORS_TOLD, LIMITS, SEND_LIMIT_S, SILENCE_LIMIT_S, Client, Clients, Limits, serve_app
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -143,6 +143,14 @@ async def test_the_oldest_connection_gives_way_to_the_newest() -> None:
         nursery.cancel_scope.cancel()
     for stream in (*idle, probe):
         await stream.aclose()
+
+
+async def test_there_is_room_for_so_many_however_fast_they_come(autojump_clock: MockClock) -> None:
+    """Each newcomer costs another one its place, also before those that were sent away have left."""
+    clients, lines = Clients(2), [Line() for _ in range(6)]
+    for line in lines:
+        clients.admit(line.as_client())
+    assert [line.socket.is_closed for line in lines] == [True] * 4 + [False] * 2
 
 
 async def test_what_fails_for_one_client_does_not_end_the_server() -> None:
