@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import trio
@@ -24,6 +25,7 @@ from hypercorn.typing import ConnectionState
 from ingestor.core.rate_limit import RateLimit, RatePerKey
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn
 
     from hypercorn.typing import ASGIFramework
@@ -49,6 +51,7 @@ class Limits(NamedTuple):
 
 LIMITS: Final = Limits()
 ERRORS_TOLD: Final = 10  # in a minute: a stranger who finds out how an error comes about could fill the log
+ACCEPT_ERRORS: Final = logging.getLogger("trio.serve_listeners")  # without files left, Trio says so ten times a second
 
 
 class Client:
@@ -110,6 +113,17 @@ class Seldom(logging.Filter):
             return False
         self._limit.reserve(now)
         return True
+
+
+@contextmanager
+def told_seldom(logger: logging.Logger) -> Iterator[None]:
+    """Let few lines of `logger` through meanwhile."""
+    seldom = Seldom()
+    logger.addFilter(seldom)
+    try:
+        yield
+    finally:
+        logger.removeFilter(seldom)
 
 
 class Clients:
@@ -218,13 +232,11 @@ async def serve_app(
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound))
         await nursery.start(trio.serve_listeners, talk, [listener])
         task_status.started()
-        seldom = Seldom()
-        errors.addFilter(seldom)
-        try:
-            await trio.sleep_forever()
-        finally:
-            errors.removeFilter(seldom)
-            clients.hang_up()
+        with told_seldom(errors), told_seldom(ACCEPT_ERRORS):
+            try:
+                await trio.sleep_forever()
+            finally:
+                clients.hang_up()
 
 
 def address_of(stream: trio.SocketStream) -> str:

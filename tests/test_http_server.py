@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from typing import TYPE_CHECKING, Any, cast
@@ -151,6 +152,23 @@ async def test_there_is_room_for_so_many_however_fast_they_come(autojump_clock: 
     for line in lines:
         clients.admit(line.as_client())
     assert [line.socket.is_closed for line in lines] == [True] * 4 + [False] * 2
+
+
+async def test_a_machine_without_files_left_is_told_of_seldom(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried ten times a second until there are some; ten tracebacks a second would hide why there are none."""
+
+    async def accept(listener: trio.SocketListener) -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept)
+    async with trio.open_nursery() as nursery:
+        await start(nursery, hello)
+        await trio.sleep(30)
+        nursery.cancel_scope.cancel()
+    assert len(caplog.records) == ERRORS_TOLD
 
 
 async def test_what_fails_for_one_client_does_not_end_the_server() -> None:
