@@ -412,13 +412,13 @@ class KinesisProducer:
             self._metrics.latency.observe(stage, now - received_s, records)
 
     def _note_held(self) -> None:
-        held_bytes = self._lanes.held_bytes
+        held_bytes, spooled_bytes = self._lanes.held_bytes, 0
         if self._spool is not None:
             held_bytes += self._spool.held_bytes
-            self._fact.spooled_bytes = self._spool.spooled_bytes
+            spooled_bytes = self._spool.spooled_bytes
             self._fact.spool_trouble = self._spool.trouble
-            self._metrics.spool_bytes.set(self._spool.spooled_bytes)
-        self._fact.held_bytes = held_bytes
+            self._metrics.spool_bytes.set(spooled_bytes)
+        self._fact.hold(held_bytes, spooled_bytes, trio.current_time())
         self._metrics.held_bytes.set(held_bytes)
 
     def _note_shards(self, shard_ids: set[str]) -> None:

@@ -23,6 +23,7 @@ from ingestor.core.model import Claim, DeadLetter, EncodedBatch, EncodedRecord, 
 from ingestor.core.shards import ShardInfo
 from ingestor.kinesis_producer import CALLS_IN_FLIGHT, KinesisProducer, event_type_of
 from ingestor.metrics import Metrics
+from tests.fakes.board import healthy_board
 from tests.fakes.fault_proxy import ShardLimit
 from tests.fakes.kinesis import (
     INTERNAL,
@@ -145,6 +146,14 @@ def stored(bench: Bench, key: str = "BTCUSDT") -> list[int]:
     return [int(data.split(b";")[0]) for data in bench.kinesis.stored_by_key().get(key, [])]
 
 
+def verdict(bench: Bench) -> str:
+    """Return what `/health` says of a service whose producer this is, and whose all else is well."""
+    now = trio.current_time()
+    board = healthy_board(now)
+    board.sink = bench.fact
+    return board.report(now).status
+
+
 ADAPTIVE: dict[str, Any] = {"batch": BatchLimits(flush="adaptive")}
 
 
@@ -163,6 +172,28 @@ async def test_records_leave_after_the_interval_and_are_claimed_when_acknowledge
     assert bench.sample("kinesis_puts_total", outcome="accepted") == 1
     assert bench.sample("message_processing_latency_seconds_sum", stage="acknowledged") == 3.75
     assert bench.sample("message_processing_latency_seconds_sum", stage="put") == 3.0
+
+
+async def test_a_record_after_a_long_quiet_is_no_outage(autojump_clock: MockClock) -> None:
+    """What waits for its interval has not waited since the last delivery; an outage is as long as records wait."""
+    kinesis = FakeKinesis()
+    bench = Bench(kinesis, circuit_breaker=CircuitBreakerLimits(failure_threshold=1, reset_timeout_s=3.0))
+    async with bench.running() as sender:
+        await sender.send(batch(1))
+        await trio.sleep(3_600)
+        await sender.send(batch(2))
+        await trio.sleep(0.5)
+        assert verdict(bench) == "healthy"
+        await trio.sleep(3_600)
+        kinesis.always = UNAVAILABLE
+        await sender.send(batch(3))
+        await trio.sleep(30)
+        assert (bench.fact.breaker != "closed", verdict(bench)) == (True, "degraded")
+        await trio.sleep(40)
+        assert verdict(bench) == "unhealthy"
+        kinesis.always = None
+        await trio.sleep(10)
+        assert verdict(bench) == "healthy"
 
 
 async def test_the_end_of_input_sends_everything_at_once(autojump_clock: MockClock) -> None:

@@ -52,13 +52,18 @@ class ConnectionFact:
 
 @dataclass(slots=True)
 class SinkFact:
-    """The way into Kinesis: written by the producer. `configuration_error` is text for the person who must mend it."""
+    """The way into Kinesis: written by the producer. `configuration_error` is text for the person who must mend it.
+
+    `held_since_s` is since when there has been something to deliver, all deliveries of it included; None while there is
+    nothing. In a quiet market the last success is long ago, and that is no outage.
+    """
 
     breaker: BreakerState = "closed"
     last_success_s: float | None = None
     last_failure_s: float | None = None
     configuration_error: str | None = None
     held_bytes: int = 0
+    held_since_s: float | None = None
     spooled_bytes: int = 0
     spool_trouble: str | None = None  # why the disk does not take records; memory does meanwhile
     hot_keys: dict[str, str] = field(default_factory=dict[str, str])  # that one shard was too small for, and its id
@@ -67,6 +72,14 @@ class SinkFact:
     def can_deliver(self) -> bool:
         """The last thing known is that Kinesis takes our records: it has taken some, and the breaker is closed."""
         return self.breaker == "closed" and self.configuration_error is None and self.last_success_s is not None
+
+    def hold(self, held_bytes: int, spooled_bytes: int, now: float) -> None:
+        """Note what waits in memory and on disk."""
+        self.held_bytes, self.spooled_bytes = held_bytes, spooled_bytes
+        if not held_bytes and not spooled_bytes:
+            self.held_since_s = None
+        elif self.held_since_s is None:
+            self.held_since_s = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +246,15 @@ class HealthBoard:
     def _kinesis_complaints(self, now: float) -> Iterator[Complaint]:
         sink = self.sink
         success_s = self.since_s if sink.last_success_s is None else sink.last_success_s
+        starved_s = success_s if sink.held_since_s is None else max(success_s, sink.held_since_s)
         if sink.configuration_error is not None:
             yield Complaint("unhealthy", "kinesis", sink.configuration_error)
         if sink.breaker != "closed":
             text = f"breaker {sink.breaker}, last success {now - success_s:.0f} s ago"
-            yield Complaint(self._after_outage(success_s, now), "kinesis", text)
-        elif sink.held_bytes and now - success_s > self.limits.delivery_s:
+            yield Complaint(self._after_outage(starved_s, now), "kinesis", text)
+        elif sink.held_bytes and now - starved_s > self.limits.delivery_s:
             text = f"{sink.held_bytes} bytes wait, last success {now - success_s:.0f} s ago"
-            yield Complaint(self._after_outage(success_s, now), "kinesis", text)
+            yield Complaint(self._after_outage(starved_s, now), "kinesis", text)
         elif sink.last_success_s is None:
             yield Complaint("degraded", "kinesis", "nothing delivered yet")
         if sink.spool_trouble is not None:
