@@ -7,7 +7,7 @@ sending whose answer was lost is sent again, so such an interval may count twice
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TextIO
 
 import structlog
 import trio
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+OUTPUT_LIMIT_S: Final = 10.0  # a log driver that is short of breath takes its time
+
 
 class MetricsOutlet(Protocol):
     """Where datums go: `aws.CloudWatchSink`, or `EmfOutlet`."""
@@ -37,8 +39,8 @@ class MetricsOutlet(Protocol):
 class EmfOutlet:
     """Writes the embedded metric format to `out`, which the log driver takes to CloudWatch: no call, no permission.
 
-    Logs go to standard error, so `out` holds nothing but these lines. A pipe that nobody reads would block, hence the
-    thread.
+    Logs go to standard error, so `out` holds nothing but these lines. A pipe that nobody reads blocks, hence the
+    thread, which is left to itself then: `run_blocking` has to allow for that.
     """
 
     def __init__(self, out: TextIO, namespace: str, run_blocking: RunBlocking) -> None:
@@ -50,9 +52,13 @@ class EmfOutlet:
         """Write a line for each set of dimensions; raises `SinkError` when nobody reads any more."""
         text = "".join(f"{line}\n" for line in emf_lines(datums, self._namespace, at_ms))
         try:
-            await self._run_blocking(lambda: self._write(text))
+            with trio.fail_after(OUTPUT_LIMIT_S):
+                await self._run_blocking(lambda: self._write(text))
         except OSError as error:
             raise SinkError("transient", "OutputFailed", str(error)) from error
+        except trio.TooSlowError as error:
+            text = f"nobody has read standard output for {OUTPUT_LIMIT_S:g} s"
+            raise SinkError("transient", "OutputStuck", text, may_have_landed=True) from error
 
     def _write(self, text: str) -> None:
         self._out.write(text)

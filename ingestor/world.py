@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -117,7 +116,9 @@ def open_metrics_outlet(config: Config) -> MetricsOutlet | None:
         )
         return CloudWatchSink(AwsApi(make_client, open_threads(1)), settings.namespace)
     if settings.mode == "emf":
-        return EmfOutlet(sys.stdout, settings.namespace, open_threads(1))
+        # Not `sys.stdout`: a thread that is stuck in it would hold its lock, without which the process cannot end.
+        out = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+        return EmfOutlet(out, settings.namespace, open_threads(1, may_abandon=True))
     return None
 
 

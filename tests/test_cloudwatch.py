@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ from ingestor.config import CloudWatch, Config, Kinesis
 from ingestor.config import Metrics as MetricsSection
 from ingestor.core.datums import Datum
 from ingestor.core.errors import ConfigError, SinkError
+from ingestor.core.stopping import OBSERVERS_S
 from ingestor.metrics import Metrics
 from ingestor.world import open_metrics_outlet
 from tests.fakes.world import MemoryWorld, config_for, run_inline
@@ -112,6 +114,37 @@ async def test_an_output_that_nobody_reads_is_a_failure_like_others() -> None:
 
     with pytest.raises(SinkError, match="Broken pipe"):
         await EmfOutlet(Broken(), "Space", run_inline).publish([], 0)
+
+
+class Stuck(io.StringIO):
+    """A pipe that is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drained = threading.Event()
+
+    def write(self, text: str, /) -> int:
+        self.drained.wait()
+        return len(text)
+
+
+async def test_an_output_that_is_full_is_a_failure_and_holds_up_no_stop(
+    autojump_clock: MockClock, metrics: Metrics
+) -> None:
+    """Nobody would notice otherwise, until the stop that never ends."""
+    outlet, out = open_metrics_outlet(config_with("emf")), Stuck()
+    assert isinstance(outlet, EmfOutlet)
+    outlet._out = out
+    emitter = Publisher(metrics, outlet, dimensions=DIMENSIONS, interval_s=60, wall_ns=lambda: 0)
+    began = trio.current_time()
+    try:
+        with structlog.testing.capture_logs() as logs, trio.move_on_after(90):
+            await emitter.run()
+        assert trio.current_time() - began <= 90 + OBSERVERS_S
+    finally:
+        out.drained.set()
+    assert [line["event"] for line in logs] == ["metrics_not_published"]
+    assert metrics.registry.get_sample_value("cloudwatch_publications_total", {"outcome": "failed"}) == 1
 
 
 def config_with(mode: str, region: str = "us-east-1") -> Config:
