@@ -205,7 +205,7 @@ class Metrics:
 
     def _venue(self, registry: CollectorRegistry) -> None:
         self.reconnections = PlainCounter(
-            "websocket_reconnection_count", "WebSocket connections lost and opened again."
+            "websocket_reconnection_count", "WebSocket connections opened again: lost ones, and those replaced in time."
         )
         registry.register(self.reconnections)
         self.connections_open = Gauge(
