@@ -8,6 +8,7 @@ import {
 } from './words.js';
 
 const STALE_MS = 5000;
+const ANEW_MS = 10000; // a connection that a router forgot is open to the browser, and silent for ever
 const REOPEN_MS = 3000;
 const LEAST_SHOWN_S = 60;
 const CPU_OVER_S = 10;
@@ -35,6 +36,7 @@ let windowS = 900;
 let keepPoints = 451;
 let heardMs = performance.now();
 let heardAt = null;
+let openedMs = 0;
 let announced = '';
 /** @type {Array<{uptime_s: number, cpu_s: number}>} */
 let cpu = [];
@@ -260,10 +262,13 @@ function warnIfStale() {
     : `No news since ${clock(heardAt)}. Everything below is from then, not from now. Trying again.`;
   if (at('stale').textContent !== text) at('stale').textContent = text;
   document.title = '? No news · Ingestor';
+  if (performance.now() - openedMs >= ANEW_MS) listen();
 }
 
 function listen() {
   source?.close();
+  if (document.hidden) return; // a page that nobody sees takes no place among the viewers
+  openedMs = performance.now();
   source = new EventSource('/events');
   source.addEventListener('history', (event) => takeHistory(JSON.parse(event.data)));
   source.addEventListener('status', (event) => showStatus(JSON.parse(event.data)));
@@ -274,11 +279,7 @@ function listen() {
 }
 
 document.addEventListener('visibilitychange', () => {
-  if (document.hidden) {
-    source?.close(); // a page that nobody sees takes no place among the viewers
-    return;
-  }
-  heardMs = performance.now();
+  if (!document.hidden) heardMs = performance.now();
   listen();
 });
 at('zone').textContent = zone() === 'UTC' ? 'Times are in UTC.' : `Times are those of this device, ${zone()}; the log speaks UTC.`;

@@ -75,6 +75,15 @@ class Browser:
         strokes = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._call("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
 
+    @contextmanager
+    def before_every_page(self, script: str) -> Iterator[None]:
+        """Have `script` run before anything of a page does that is opened meanwhile."""
+        made = self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        try:
+            yield
+        finally:
+            self._devtools("Page.removeScriptToEvaluateOnNewDocument", made)
+
     def screenshot(self, path: Path) -> None:
         """Write the whole page to `path`."""
         shot = self._devtools("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})

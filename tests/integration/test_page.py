@@ -327,3 +327,27 @@ async def test_a_stop_is_announced_and_a_dead_service_is_not_mistaken_for_a_live
     async with running(tmp_path, port=port):
         await in_thread(browser.wait_for, "document.getElementById('headline').textContent.startsWith('Healthy')")
         assert await in_thread(browser.run, "return document.getElementById('stale').hidden")
+
+
+# A stream of events that was opened and says nothing, as when a router forgot the connection.
+SILENCE = """
+window.opened = 0;
+window.isHidden = true;
+Object.defineProperty(document, 'hidden', { get: () => window.isHidden });
+window.EventSource = class { constructor() { window.opened += 1; } addEventListener() {} close() {} };
+"""
+
+
+async def test_a_stream_that_fell_silent_is_opened_anew_and_none_for_a_page_that_nobody_sees(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """It says that it tries again, and a browser would not: a connection that is lost without a word is open to it."""
+    async with running(tmp_path) as service:
+        with browser.before_every_page(SILENCE):
+            await in_thread(browser.open, service.url)
+            assert await in_thread(browser.run, "return window.opened") == 0
+            show = "window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))"
+            await in_thread(browser.run, show)
+            assert await in_thread(browser.run, "return window.opened") == 1
+            await in_thread(browser.wait_for, "window.opened === 2")
+            assert not await in_thread(browser.run, "return document.getElementById('stale').hidden")
