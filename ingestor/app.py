@@ -26,7 +26,7 @@ from ingestor.cloudwatch import Publisher
 from ingestor.core.backoff import Backoff
 from ingestor.core.claims import Coverage, Intervals
 from ingestor.core.errors import ConfigError, DecodeError, SinkError
-from ingestor.core.health import HealthBoard
+from ingestor.core.health import HealthBoard, HealthLimits
 from ingestor.core.held import Held
 from ingestor.core.intake import Intake, hole_record
 from ingestor.core.lag import WatermarkLag
@@ -193,7 +193,13 @@ class Service:
         self.world = world
         self.started_s = trio.current_time()
         self.started_ms = world.wall_ns() // 1_000_000
-        self.board = HealthBoard(since_s=self.started_s)
+        self.board = HealthBoard(
+            since_s=self.started_s,
+            limits=HealthLimits.of(
+                flush_interval_s=config.kinesis.batch.flush_interval_s,
+                heartbeat_interval_s=config.heartbeat.interval_s,
+            ),
+        )
         self.metrics = open_metrics()
         self.rates = RollingRates()
         self.holes = HoleBook(self.metrics)

@@ -111,6 +111,28 @@ async def test_what_the_spool_lost_is_asked_for_though_nothing_newer_was_acknowl
         assert [(gap.first, gap.last) for gap in gaps] == asked_for
 
 
+async def test_what_a_configuration_has_done_seldom_is_no_complaint(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Heartbeats once in two minutes, puts once in forty seconds: all is well between them as well."""
+    world = MemoryWorld()
+    config = config_for(world, tmp_path, batch={"flush_interval_s": 40})
+    config = config.model_copy(update={"heartbeat": config.heartbeat.model_copy(update={"interval_s": 120.0})})
+    service, stop = app.Service(config, world.as_seen_by_a_service()), trio.Event()
+
+    async def flow() -> None:
+        async with service.rest:
+            await app.Line(service, await service.find_subscriptions(stop)).run(stop)
+
+    complaints = []
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(flow)
+        await trio.sleep(45)
+        for _ in range(50):
+            await trio.sleep(5)
+            complaints += service.board.report(trio.current_time()).complaints
+        stop.set()
+    assert complaints == []
+
+
 async def test_a_second_task_begins_where_the_first_one_stopped(autojump_clock: MockClock, tmp_path: Path) -> None:
     """What happened between two tasks is fetched: trades and bars exactly, depth declared and seeded again."""
     world = MemoryWorld()

@@ -7,7 +7,7 @@ given `now`, so that a task which stopped writing is seen as well as one that wr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ConnectionState: TypeAlias = Literal["connecting", "subscribing", "live", "down"]
 BreakerState: TypeAlias = Literal["closed", "half_open", "open"]
 Status: TypeAlias = Literal["healthy", "degraded", "unhealthy"]
+
+INTERVALS: Final = 3  # that pass without what should come in each of them, before it is said to be late
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class SinkFact:
 
     @property
     def can_deliver(self) -> bool:
-        """The last thing known is that Kinesis takes our records: it has taken some, and the breaker is closed."""
+        """Kinesis answers, and has taken records of ours before."""
         return self.breaker == "closed" and self.configuration_error is None and self.last_success_s is not None
 
     def hold(self, held_bytes: int, spooled_bytes: int, now: float) -> None:
@@ -91,6 +93,15 @@ class HealthLimits:
     heartbeat_s: float = 30.0
     loop_s: float = 15.0
     outage_s: float = 60.0  # from degraded to unhealthy
+
+    @classmethod
+    def of(cls, *, flush_interval_s: float, heartbeat_interval_s: float) -> HealthLimits:
+        """Return limits for a service that delivers and says it so seldom: what it does on purpose is no trouble."""
+        usual = cls()
+        return cls(
+            delivery_s=max(usual.delivery_s, INTERVALS * flush_interval_s),
+            heartbeat_s=max(usual.heartbeat_s, INTERVALS * heartbeat_interval_s),
+        )
 
 
 class Complaint(Struct, frozen=True):
@@ -243,16 +254,30 @@ class HealthBoard:
             elif silent_s > self.limits.silence_s:
                 yield Complaint("degraded", "websocket", f"{name} is silent for {silent_s:.0f} s")
 
+    @property
+    def _success_s(self) -> float:
+        """When something was acknowledged last, or the start."""
+        return self.since_s if self.sink.last_success_s is None else self.sink.last_success_s
+
+    @property
+    def _starved_since_s(self) -> float:
+        """Since when nothing has been acknowledged although there was something."""
+        held_since_s = self.sink.held_since_s
+        return self._success_s if held_since_s is None else max(self._success_s, held_since_s)
+
+    def _is_starved(self, now: float) -> bool:
+        """Say whether records wait for too long: calls that are answered and accept nothing open no breaker."""
+        return bool(self.sink.held_bytes) and now - self._starved_since_s > self.limits.delivery_s
+
     def _kinesis_complaints(self, now: float) -> Iterator[Complaint]:
         sink = self.sink
-        success_s = self.since_s if sink.last_success_s is None else sink.last_success_s
-        starved_s = success_s if sink.held_since_s is None else max(success_s, sink.held_since_s)
+        success_s, starved_s = self._success_s, self._starved_since_s
         if sink.configuration_error is not None:
             yield Complaint("unhealthy", "kinesis", sink.configuration_error)
         if sink.breaker != "closed":
             text = f"breaker {sink.breaker}, last success {now - success_s:.0f} s ago"
             yield Complaint(self._after_outage(starved_s, now), "kinesis", text)
-        elif sink.held_bytes and now - starved_s > self.limits.delivery_s:
+        elif self._is_starved(now):
             text = f"{sink.held_bytes} bytes wait, last success {now - success_s:.0f} s ago"
             yield Complaint(self._after_outage(starved_s, now), "kinesis", text)
         elif sink.last_success_s is None:
