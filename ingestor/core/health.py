@@ -191,6 +191,7 @@ class HealthBoard:
             and bool(self.connections)
             and all(self._is_carried(name) for name in self.connections)
             and self.sink.can_deliver
+            and not self._is_starved(now)
         )
 
     def _is_carried(self, name: str) -> bool:

@@ -136,9 +136,12 @@ def test_a_configuration_error_is_unhealthy_at_once_and_says_what_to_mend() -> N
 
 
 def test_records_that_wait_too_long_are_a_complaint() -> None:
-    """A closed breaker does not help when nothing is acknowledged while bytes are held."""
+    """A closed breaker does not help when nothing is acknowledged while bytes are held; that is not ready either."""
     board = healthy_board()
-    board.sink.held_bytes, board.sink.last_success_s = 7, NOW - 20
+    board.sink.held_bytes, board.sink.last_success_s = 7, NOW - 14
+    assert (board.ready(NOW), complaints(board)) == (True, [])
+    board.sink.last_success_s = NOW - 20
+    assert not board.ready(NOW)
     assert complaints(board) == [("degraded", "kinesis", "7 bytes wait, last success 20 s ago")]
 
 
