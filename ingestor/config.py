@@ -41,6 +41,8 @@ KINDS: Final = {
     Path: "path",
     type(None): "null",
 }
+LONGEST_DIMENSION: Final = 1024  # of PutMetricData, as in the model of botocore
+LONGEST_NAMESPACE: Final = 255
 UNITS: Final = {"s": "seconds", "bytes": "bytes"}  # by the end of a name
 PLAIN_WORDS = {  # for pydantic's messages that speak of Python where a file is meant
     "tuple_type": "Input should be a list",
@@ -626,6 +628,7 @@ def contradictions(config: Config) -> Iterator[Contradiction]:
     yield from contradicting_subscriptions(config.binance)
     yield from contradicting_urls(config)
     yield from contradicting_limits(config)
+    yield from contradicting_names(config)
     yield from contradicting_ranges(config.backfill)
 
 
@@ -717,6 +720,25 @@ def contradicting_limits(config: Config) -> Iterator[Contradiction]:
     if StopPlan.within(grace_s, call_s).last_put_s <= 0:
         text = f"is {grace_s:g}: no time for a last put, which may take {call_s:g} s (`kinesis.timeouts`)"
         yield Contradiction(("service.shutdown_grace_s", "kinesis.timeouts"), text)
+
+
+def contradicting_names(config: Config) -> Iterator[Contradiction]:
+    """Find names that CloudWatch would refuse: it refuses all that is sent with one of them, embedded ones silently."""
+    service, cloudwatch = config.service, config.metrics.cloudwatch
+    if cloudwatch.mode == "none":
+        return
+    names = (
+        ("service.name", service.name, LONGEST_DIMENSION),
+        ("service.environment", service.environment, LONGEST_DIMENSION),
+        ("metrics.cloudwatch.namespace", cloudwatch.namespace, LONGEST_NAMESPACE),
+    )
+    for path, name, longest in names:
+        if not (name.isascii() and name.isprintable() and name.strip() and len(name) <= longest):
+            text = f"is {name!r}; CloudWatch wants 1 to {longest} visible characters of ASCII"
+            yield Contradiction((path, "metrics.cloudwatch.mode"), text)
+    if cloudwatch.namespace.startswith("AWS/"):
+        text = "begins with AWS/, which is kept for services of AWS"
+        yield Contradiction(("metrics.cloudwatch.namespace", "metrics.cloudwatch.mode"), text)
 
 
 def contradicting_ranges(ranges: tuple[BackfillRange, ...]) -> Iterator[Contradiction]:

@@ -220,6 +220,18 @@ def test_words_that_yaml_turns_into_booleans_are_explained(tmp_path: Path, text:
     ("text", "problem"),
     [
         ("binance: {symbols: [BTCUSDT, btcusdt]}", "binance.symbols: BTCUSDT stands there more than once"),
+        (
+            "{service: {environment: ''}, metrics: {cloudwatch: {mode: emf}}}",
+            "service.environment: is ''; CloudWatch wants 1 to 1024 visible characters of ASCII",
+        ),
+        (
+            "{service: {name: Zürich}, metrics: {cloudwatch: {mode: api}}}",
+            "service.name: is 'Zürich'; CloudWatch wants 1 to 1024 visible characters of ASCII",
+        ),
+        (
+            "metrics: {cloudwatch: {mode: api, namespace: AWS/Mine}}",
+            "metrics.cloudwatch.namespace: begins with AWS/, which is kept for services of AWS",
+        ),
         ("binance: {streams: [trade, trade]}", "binance.streams: trade stands there more than once"),
         (
             "binance: {streams: [kline], kline_intervals: []}",
