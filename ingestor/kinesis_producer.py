@@ -142,6 +142,7 @@ class KinesisProducer:
     def learn_shards(self, shards: Sequence[ShardInfo]) -> None:
         """Take over all shards of the stream, and budget what each of them is sent; none at all means no budget."""
         self._lanes.learn(shards)
+        self._fact.is_found |= bool(shards)
         self._unknown_shard = trio.Event()
         self._wake()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ingestor import app
 from ingestor.core.model import Subscription
 from ingestor.local.faults import Disconnect, Refuse
 from ingestor.local.market import Market
@@ -93,6 +94,25 @@ async def test_trades_between_the_head_and_the_first_live_one_are_a_gap(
     spoken = {each.symbol: each.delivered for each in report.streams if each.kind == "trade"}
     assert {symbol: ranges[0].first for symbol, ranges in spoken.items()} == after
     assert [len(ranges) for ranges in spoken.values()] == [1] * len(SYMBOLS)
+
+
+async def test_a_task_of_quiet_symbols_becomes_ready(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """An orchestrator would start it anew every five minutes otherwise; but not before it is clear that none speaks."""
+    world = Moody()
+    await world.pass_time(5)
+    world.hush()
+    config = config_for(world, tmp_path, resume=True)
+    quiet = config.model_copy(update={"binance": config.binance.model_copy(update={"streams": ("trade",)})})
+    service = app.Service(quiet, world.as_seen_by_a_service())
+    stop = trio.Event()
+    async with world.alive(), service.rest, trio.open_nursery() as nursery:
+        nursery.start_soon(app.Line(service, await service.find_subscriptions(stop)).run, stop)
+        await trio.sleep(18)
+        assert not service.board.ready(trio.current_time())
+        await trio.sleep(12)
+        assert service.board.ready(trio.current_time())
+        stop.set()
+    assert [each for each in world.delivered() if each.trade] == []
 
 
 async def test_what_waits_at_a_slow_start_is_not_taken_for_quiet(autojump_clock: MockClock, tmp_path: Path) -> None:

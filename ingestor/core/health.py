@@ -57,9 +57,10 @@ class SinkFact:
     """The way into Kinesis: written by the producer. `configuration_error` is text for the person who must mend it.
 
     `held_since_s` is since when there has been something to deliver, all deliveries of it included; None while there is
-    nothing. In a quiet market the last success is long ago, and that is no outage.
+    nothing. In a quiet market the last success is long ago, and that is no outage. `is_found`: the stream is there.
     """
 
+    is_found: bool = False
     breaker: BreakerState = "closed"
     last_success_s: float | None = None
     last_failure_s: float | None = None
@@ -71,9 +72,9 @@ class SinkFact:
     hot_keys: dict[str, str] = field(default_factory=dict[str, str])  # that one shard was too small for, and its id
 
     @property
-    def can_deliver(self) -> bool:
-        """Kinesis answers, and has taken records of ours before."""
-        return self.breaker == "closed" and self.configuration_error is None and self.last_success_s is not None
+    def is_open(self) -> bool:
+        """Nothing is known that speaks against a delivery."""
+        return self.breaker == "closed" and self.configuration_error is None
 
     def hold(self, held_bytes: int, spooled_bytes: int, now: float) -> None:
         """Note what waits in memory and on disk."""
@@ -93,6 +94,7 @@ class HealthLimits:
     heartbeat_s: float = 30.0
     loop_s: float = 15.0
     outage_s: float = 60.0  # from degraded to unhealthy
+    quiet_s: float = 20.0  # without a record, on connections that are live: nobody trades
 
     @classmethod
     def of(cls, *, flush_interval_s: float, heartbeat_interval_s: float) -> HealthLimits:
@@ -190,8 +192,19 @@ class HealthBoard:
             and self.live(now)
             and bool(self.connections)
             and all(self._is_carried(name) for name in self.connections)
-            and self.sink.can_deliver
+            and self.sink.is_open
             and not self._is_starved(now)
+            and (self.sink.last_success_s is not None or self._has_nothing_to_deliver(now))
+        )
+
+    def _has_nothing_to_deliver(self, now: float) -> bool:
+        """Say whether nobody trades, while the stream is there and Kinesis takes heartbeats: more cannot be known."""
+        newest_s = max(fact.since_s for fact in self.connections.values())
+        return (
+            now - newest_s > self.limits.quiet_s
+            and self.sink.held_since_s is None
+            and self.sink.is_found
+            and self.heartbeat_acknowledged_s is not None
         )
 
     def _is_carried(self, name: str) -> bool:

@@ -35,7 +35,7 @@ TRADED: Final = 20
 LINE_MESSAGES: Final = 500_000
 LINE_RUNS: Final = 3
 USUAL_THRESHOLDS: Final = gc.get_threshold()
-REST: Final = "system calls, event loop, boto3's threads"
+REST: Final = "the rest: event loop, boto3, cold caches, system calls"
 STAGES: Final = ("cut frames", "decode and track", "encode", "sort into lanes", "aggregate", "settle")
 
 

@@ -101,6 +101,26 @@ def test_readiness_needs_every_subscription_acknowledged() -> None:
     assert complaints(board) == [("degraded", "websocket", "ws-0 has 2 of 3 subscriptions acknowledged")]
 
 
+@pytest.mark.parametrize("lack", ["nothing", "time", "stream", "heartbeat", "records that wait"])
+def test_who_has_nothing_to_deliver_is_ready_after_a_while(lack: str) -> None:
+    """A task whose symbols nobody trades would be killed for it, again and again; the stream and heartbeats must do."""
+    board = healthy_board()
+    board.sink.last_success_s = None
+    board.sink.is_found = True
+    board.connections["ws-0"].since_s = NOW - 21
+    assert board.ready(NOW)
+    match lack:
+        case "time":
+            board.connections["ws-0"].since_s = NOW - 19
+        case "stream":
+            board.sink.is_found = False
+        case "heartbeat":
+            board.heartbeat_acknowledged_s = None
+        case "records that wait":
+            board.sink.hold(100, 0, NOW - 1)
+    assert board.ready(NOW) is (lack == "nothing")
+
+
 def test_silence_degrades_and_leaves_readiness_alone() -> None:
     """A connection without messages is named; whether to reconnect is the watchdog's decision."""
     board = healthy_board()

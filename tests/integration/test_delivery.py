@@ -182,7 +182,7 @@ async def test_a_stream_that_does_not_exist_is_named_and_waited_for(moto_url: st
             complaint = await wait_for_configuration_error(line)
             assert complaint.startswith("ResourceNotFoundException")
             assert stream in complaint
-            assert not line.fact.can_deliver
+            assert not line.fact.is_open
             await trio.to_thread.run_sync(create_stream, client_of(moto_url), stream, 2)
         await assert_all_is_there(line, moto_url, settings, 50)
     assert line.fact.configuration_error is None
