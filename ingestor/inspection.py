@@ -317,8 +317,10 @@ def proof_table(report: AuditReport) -> Table:
 def verdict(report: AuditReport, differences: list[VenueDifference] | None = None) -> str:
     """Say the result in one sentence."""
     streams = report.streams
-    if not streams:
-        return f"NOTHING PROVEN: no record of ours was found, and {report.undecodable} entries of others"
+    if not report.is_about_something:
+        found = sum(stream.records for stream in streams)
+        ours = f"{found} records of ours have no id that counts" if found else "no record of ours was found"
+        return f"NOTHING PROVEN: {ours}, and {report.undecodable} entries of others"
     missing = sum(stream.undeclared_ids for stream in streams)
     declared = sum(stream.declared_ids for stream in streams)
     conflicts = sum(len(stream.conflicts) for stream in streams)

@@ -126,6 +126,20 @@ class TestAudit:
         assert code == 0
         assert json.loads(text)["streams"][0]["delivered"] == [{"first": 5, "last": 8}]
 
+    @pytest.mark.parametrize(
+        ("records", "end_ms", "text"),
+        [
+            (trades([5, 6]), EPOCH_MS - 1, "no record of ours was found"),
+            ([snapshot(4), bar(CLOSED_BAR, closed=False)], None, "2 records of ours have no id that counts"),
+        ],
+    )
+    async def test_where_nothing_counts_nothing_is_proven(
+        self, autojump_clock: MockClock, records: list[MarketData], end_ms: int | None, text: str
+    ) -> None:
+        """An end before everything, or records without ids: that must not look well."""
+        code, said = await audited(stream_of(records), end_ms=end_ms)
+        assert (code, said.splitlines()[-1]) == (1, f"NOTHING PROVEN: {text}, and 0 entries of others")
+
     async def test_the_proof_is_one_json_object(self, autojump_clock: MockClock) -> None:
         """With the verdict in it, and what could not be read counted."""
         stream = stream_of(trades([5, 7]))

@@ -78,9 +78,14 @@ class AuditReport(Struct, frozen=True):
     def is_complete(self) -> bool:
         """Every id in the span of every subscription is delivered or declared, and none came with two values.
 
-        Without any record of ours nothing is proven, so that a mistyped symbol does not look well.
+        Without any id nothing is proven, so that a mistyped symbol or time does not look well.
         """
-        return bool(self.streams) and not any(stream.undeclared or stream.conflicts for stream in self.streams)
+        return self.is_about_something and not any(stream.undeclared or stream.conflicts for stream in self.streams)
+
+    @property
+    def is_about_something(self) -> bool:
+        """Whether there was any id to count."""
+        return any(stream.delivered or stream.declared for stream in self.streams)
 
     def rows(self) -> list[AuditRow]:
         """Give one line for each subscription, for a table."""
@@ -126,6 +131,8 @@ class _Chain:
         self.span: tuple[int, int] | None = None
         self.live_span: tuple[int, int] | None = None
         self.declared: dict[HoleReason, Intervals] = {}
+        self.late = Intervals()  # kept apart until the span is known: shards are read side by side
+        self.declared_late: dict[HoleReason, Intervals] = {}
         self.duplicates = 0
         self.duplicated = Intervals()
         self.conflicts: set[int] = set()
@@ -153,16 +160,17 @@ class _Chain:
         """Say whether a live record has an old number and a new time, so that the ids must have begun again."""
         return self.live_span is not None and last < self.live_span[1] and at_ms > self.newest_ms + tolerance_ms
 
-    def declare(self, hole: Hole) -> None:
+    def declare(self, hole: Hole, *, is_late: bool = False) -> None:
         """Take a hole in."""
-        self.records += 1
-        self.declared.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
+        self.records += not is_late
+        holes = self.declared_late if is_late else self.declared
+        holes.setdefault(hole.reason, Intervals()).add(hole.first, hole.last)
 
     def report(self, subscription: Subscription) -> StreamReport:
-        declared: dict[HoleReason, Intervals] = {
-            reason: _without(holes, self.delivered) for reason, holes in self.declared.items()
-        }
-        undeclared = self._missing()
+        delivered = self._all_delivered()
+        declared = {reason: _without(holes, delivered) for reason, holes in self._all_declared().items()}
+        missing = self._missing(delivered)
+        undeclared = missing.copy()
         for holes in declared.values():
             undeclared.subtract(holes)
         return StreamReport(
@@ -170,8 +178,8 @@ class _Chain:
             kind=subscription.kind,
             generation=self.generation,
             records=self.records,
-            delivered=self.delivered.ranges(),
-            delivered_ids=self.delivered.count(),
+            delivered=delivered.ranges(),
+            delivered_ids=delivered.count(),
             declared=sorted(
                 (DeclaredHole(first, last, reason) for reason, holes in declared.items() for first, last in holes),
                 key=lambda hole: (hole.first, hole.last),
@@ -183,16 +191,31 @@ class _Chain:
             disordered=self.disordered,
             snapshots=self.snapshots,
             interim=self.interim,
-            unseeded=self._unseeded() if subscription.kind == "depth" else [],
+            unseeded=self._unseeded(missing) if subscription.kind == "depth" else [],
         )
 
-    def _missing(self) -> Intervals:
-        span = self.live_span or self.span
-        return Intervals() if span is None else self.delivered.missing(*span)
+    def _all_delivered(self) -> Intervals:
+        delivered = self.delivered.copy()
+        delivered.update(self._in_span(self.late))
+        return delivered
 
-    def _unseeded(self) -> list[Range]:
+    def _all_declared(self) -> dict[HoleReason, Intervals]:
+        declared = {reason: holes.copy() for reason, holes in self.declared.items()}
+        for reason, holes in self.declared_late.items():
+            declared.setdefault(reason, Intervals()).update(self._in_span(holes))
+        return declared
+
+    def _in_span(self, ids: Intervals) -> Intervals:
+        span = self.live_span or self.span
+        return Intervals() if span is None else ids.within(*span)
+
+    def _missing(self, delivered: Intervals) -> Intervals:
+        span = self.live_span or self.span
+        return Intervals() if span is None else delivered.missing(*span)
+
+    def _unseeded(self, missing: Intervals) -> list[Range]:
         """Find breaks above the newest snapshot: until there is one, nobody can follow the book across them."""
-        return [Range(first, last) for first, last in self._missing() if last > self.highest_snapshot]
+        return [Range(first, last) for first, last in missing if last > self.highest_snapshot]
 
 
 class Audit:
@@ -210,14 +233,14 @@ class Audit:
         """Take a record in. A late one arrived after the time that is audited: it may fill the range, not widen it."""
         claim = claim_of(record)
         if record.hole is not None:
-            self._declare(Subscription(record.symbol, record.hole.stream), record.hole)
+            self._declare(Subscription(record.symbol, record.hole.stream), record.hole, is_late=is_late)
         elif claim is not None:
             self._deliver(claim.subscription, claim.first, claim.last, record, is_late=is_late)
         elif record.depth is not None:
-            self._see_snapshot(record)
+            self._see_snapshot(record, is_late=is_late)
         elif record.kline is not None and record.kline.closed:
             self._undecodable += 1  # a bar of an interval that the venue does not have
-        elif record.kline is not None:
+        elif record.kline is not None and not is_late:
             chain = self._chain(Subscription(record.symbol, f"kline_{record.kline.interval}"))
             chain.records += 1
             chain.interim += 1
@@ -230,7 +253,7 @@ class Audit:
         """Say what is proven so far."""
         streams = []
         for subscription, chains in sorted(self._chains.items()):
-            streams += [chain.report(subscription) for chain in chains]
+            streams += [chain.report(subscription) for chain in chains if chain.records]  # the others are of late ones
             if (hole := self._announced.get(subscription)) is not None:
                 empty = _Chain(len(chains))
                 empty.declare(hole)
@@ -239,14 +262,16 @@ class Audit:
 
     def _deliver(self, subscription: Subscription, first: int, last: int, record: MarketData, *, is_late: bool) -> None:
         chain = self._chain_of(subscription, first, record)
-        if is_late:
-            span = chain.live_span or chain.span
-            if span is not None:
-                chain.delivered.update(Intervals(((first, last),)).within(*span))
-            return
         is_live = record.source == "websocket"
-        if is_live and record.kline is None:  # bars are numbered by the clock
-            if chain.is_restart(last, record.timestamp, DEPTH_RESTART_MS if record.trade is None else 0):
+        is_restart = record.kline is None and chain.is_restart(  # bars are numbered by the clock
+            last, record.timestamp, DEPTH_RESTART_MS if record.trade is None else 0
+        )
+        if is_late:
+            if not is_restart:
+                chain.late.add(first, last)
+            return
+        if is_live and record.kline is None:
+            if is_restart:
                 chain = self._begin_again(subscription)
             chain.began_ms = record.timestamp if chain.began_ms is None else min(chain.began_ms, record.timestamp)
             chain.newest_ms = max(chain.newest_ms, record.timestamp)
@@ -260,17 +285,17 @@ class Audit:
         if len(self._values) > self._remembered:
             self._values.popitem(last=False)
 
-    def _declare(self, subscription: Subscription, hole: Hole) -> None:
+    def _declare(self, subscription: Subscription, hole: Hole, *, is_late: bool) -> None:
         """Take a hole in; one that tells of a restart may come before the first new ids, behind them, or twice."""
         chain = self._chain(subscription)
         if hole.reason == "id_restart" and hole.first > 0:
             chain = self._holder(subscription, hole.first)  # lost to the restart, of the ids before it
         elif hole.reason == "id_restart" and hole.last + 1 not in chain.delivered:
-            if (subscription, hole) not in self._restarts:
+            if not is_late and (subscription, hole) not in self._restarts:
                 self._announced[subscription] = hole
-            self._restarts.add((subscription, hole))
+                self._restarts.add((subscription, hole))
             return
-        chain.declare(hole)
+        chain.declare(hole, is_late=is_late)
 
     def _chain_of(self, subscription: Subscription, first: int, record: MarketData) -> _Chain:
         """Find the chain of an event; a task that is behind still delivers old ids when another one has begun anew."""
@@ -294,10 +319,11 @@ class Audit:
         around = [chain for chain in chains if chain.span is not None and chain.span[0] <= number <= chain.span[1]]
         return (around or chains)[-1]
 
-    def _see_snapshot(self, record: MarketData) -> None:
+    def _see_snapshot(self, record: MarketData, *, is_late: bool) -> None:
         chain = self._chain(Subscription(record.symbol, "depth"))
-        chain.records += 1
-        chain.snapshots += 1
+        if not is_late:
+            chain.records += 1
+            chain.snapshots += 1
         chain.highest_snapshot = max(chain.highest_snapshot, record.sequence)
 
     def _chain(self, subscription: Subscription) -> _Chain:

@@ -97,7 +97,25 @@ class TestTrades:
         """What arrived after the audited time may repair it, and that is all."""
         stream = only(audited(trades([5, 8]), late=trades([6, 7, 9, 4])))
         assert (stream.delivered, stream.records) == ([Range(5, 8)], 2)
-        assert only(audited([], late=trades([6]))).delivered == []
+
+    def test_a_late_record_fills_a_range_that_another_shard_widens_after_it(self) -> None:
+        """Shards are read side by side: all of one may be there before the first record of the other."""
+        proof = Audit()
+        late = [trade(4), hole(5, 5)]
+        for record, is_late in [(trade(3), False), *((each, True) for each in late), (trade(6), False)]:
+            proof.add(record, is_late=is_late)
+        stream = only(proof.report())
+        assert (stream.undeclared, stream.declared_ids, stream.duplicates) == ([], 1, 0)
+
+    def test_a_late_hole_declares_nothing_beyond_the_range(self) -> None:
+        """It may fill the range, as a late record may."""
+        stream = only(audited(trades([5, 8]), late=[hole(6, 20)]))
+        assert stream.declared == [DeclaredHole(6, 7, "disconnected")]
+
+    def test_late_ids_of_a_restart_fill_nothing(self) -> None:
+        """The same numbers are other events by then, live or repaired."""
+        new = [trade(6, at_ms=9_000_000), trade(6, at_ms=9_000_000, source="rest")]
+        assert only(audited([trade(5, at_ms=5), trade(7, at_ms=7)], late=new)).undeclared == [Range(6, 6)]
 
     def test_restarted_ids_are_another_chain(self) -> None:
         """After the venue began again, equal numbers are other events; a repeated marker counts once."""
@@ -233,6 +251,17 @@ class TestReport:
     def test_nothing_is_no_proof(self) -> None:
         """A stream without records of ours, or a mistyped symbol, is not complete."""
         assert not AuditReport([], 0).is_complete
+
+    def test_a_range_that_ended_before_anything_came_is_no_proof(self) -> None:
+        """What is late says nothing of its own, whatever it is: a mistyped `--end` does not look well."""
+        late = [*trades([5, 6]), hole(7, 8), hole(0, 3, reason="id_restart"), snapshot(4), bar(START, closed=False)]
+        assert audited([], late) == AuditReport([], 0)
+
+    def test_what_claims_no_id_is_no_proof(self) -> None:
+        """Open bars and snapshots alone leave nothing to be missing."""
+        report = audited([bar(START, closed=False), snapshot(4)])
+        assert [stream.records for stream in report.streams] == [1, 1]
+        assert not report.is_complete
 
     def test_a_record_of_an_unknown_kind_is_passed_over(self) -> None:
         """A later version may write kinds that this one does not know."""
