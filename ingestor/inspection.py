@@ -21,11 +21,11 @@ from rich.text import Text
 from ingestor.aws import KinesisApi, StreamClient, make_kinesis_client
 from ingestor.core.audit import Audit, AuditReport, Difference, compare
 from ingestor.core.claims import Intervals, claim_of, kline_open_ms, kline_ordinal, subscription_of
-from ingestor.core.errors import DecodeError
+from ingestor.core.errors import DecodeError, IngestorError
 from ingestor.core.wording import printable, printable_json, shortened
 from ingestor.metrics import open_metrics
 from ingestor.reader import LATEST, OLDEST, ReadRecord, ShardPage, StreamReader, Unreadable, decode_page, since
-from ingestor.rest_client import RestClient
+from ingestor.rest_client import RestClient, VenueError
 from ingestor.serializer import Serializer, decode_heartbeat
 from ingestor.threads import open_threads
 from ingestor.world import schema_version_id
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 READER_THREADS: Final = 8
 INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 SAMPLE_IDS: Final = 1_000  # newest ids of a subscription that are held against the venue: one page of REST
+
+
+class CrossCheckError(IngestorError):
+    """Nothing could be held against the venue; what the stream proves by itself is told all the same."""
 
 
 def open_reader(settings: Kinesis, stream: str) -> StreamReader:
@@ -125,11 +129,13 @@ async def audit(
     Interrupted, it proves nothing and returns 130.
 
     `start_ms` and `end_ms` are times of arrival in the stream. With `cross_check` the newest ids of every subscription
-    are also held against the venue, and a value that differs makes it 1 too.
+    are also held against the venue, and a value that differs makes it 1 too. Raises `CrossCheckError`, with the proof
+    printed, when they cannot be.
     """
     reader = open_stream(config.kinesis, config.kinesis.stream_name)
     sample = Sample()
-    report = None
+    report = differences = failure = None
+    is_over = False
     try:
         report = await prove(
             reader,
@@ -139,17 +145,31 @@ async def audit(
             end_ms=end_ms,
             watch=sample.add if cross_check else None,
         )
+        if cross_check:
+            try:
+                differences = await _cross_checked(report, sample, open_venue(config.binance))
+            except VenueError as error:
+                failure = CrossCheckError(f"the cross-check failed: {error}")
+        is_over = True
     except* KeyboardInterrupt:
         pass  # no `return` in here: the language forbids it
-    if report is None:
+    if report is None or not is_over:
         return INTERRUPTED
-    differences = None
-    if cross_check:
-        async with open_venue(config.binance) as rest:
-            differences = await check_with_venue(report, sample, rest)
     out.write(as_json_text(report, differences) if as_json else as_text(report, differences))
     out.flush()
+    if failure is not None:
+        raise failure
+    if cross_check and not sample:
+        raise CrossCheckError("no trade and no closed bar is there to be held against the venue")
     return 0 if report.is_complete and not differences else 1
+
+
+async def _cross_checked(report: AuditReport, sample: Sample, rest: RestClient) -> list[VenueDifference] | None:
+    """Return what differs, None when there is nothing to compare."""
+    if not sample:
+        return None
+    async with rest:
+        return await check_with_venue(report, sample, rest)
 
 
 async def prove(
@@ -217,6 +237,9 @@ class Sample:
     def __init__(self, size: int = SAMPLE_IDS) -> None:
         self._size = size
         self._newest: dict[Subscription, deque[tuple[int, tuple[str, ...]]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._newest)
 
     def add(self, record: MarketData) -> None:
         """Keep what a trade or a closed bar says."""

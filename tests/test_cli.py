@@ -237,6 +237,28 @@ def test_our_own_errors_are_a_line_and_an_exit_code(
     assert (result.exit_code, result.stderr) == (code, text)
 
 
+def test_our_own_errors_are_a_line_each_from_inside_of_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nurseries put them there, however deep."""
+    errors = [IngestorError("the port is taken"), ExceptionGroup("inner", [IngestorError("and the disk is full")])]
+    stand_in(monkeypatch, "ingestor.local.demo", answer=ExceptionGroup("outer", errors))
+    result = invoke("demo")
+    assert (result.exit_code, result.stderr) == (1, "error: the port is taken\nerror: and the disk is full\n")
+
+
+def test_an_interrupt_inside_of_groups_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may reach any task."""
+    stand_in(monkeypatch, "ingestor.local.demo", answer=BaseExceptionGroup("group", [KeyboardInterrupt()]))
+    result = invoke("demo")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_a_bug_beside_our_own_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where all of it is known is a line enough."""
+    group = ExceptionGroup("group", [IngestorError("lost"), ZeroDivisionError()])
+    stand_in(monkeypatch, "ingestor.local.demo", answer=group)
+    assert invoke("demo").exception is group
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody expected is not made pretty."""
     stand_in(monkeypatch, "ingestor.app", answer=ZeroDivisionError())
@@ -301,6 +323,42 @@ def test_health_without_a_service_fails_with_a_line() -> None:
     result = invoke("health", "--live", INGESTOR__HEALTH__PORT=str(port))
     assert result.exit_code == 1
     assert result.stdout.startswith(f"no answer from port {port}: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("health", "--port", "65536"),
+        ("health", "--port", "-1"),
+        ("health", "--timeout", "-1"),
+        ("health", "--timeout", "nan"),
+        ("health", "--timeout", "inf"),
+        ("demo", "--seconds", "nan"),
+        ("demo", "--seconds", "inf"),
+        ("simulate", "--past", "nan"),
+        ("simulate", "--orders", "nan"),
+        ("simulate", "--speed", "nan"),
+        ("simulate", "--speed", "inf"),
+        ("simulate", "--symbol", ""),
+        ("simulate", "--symbol", "BTC/USDT"),
+    ],
+)
+def test_a_value_out_of_its_range_is_a_wrong_command_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """What is no number, and what is endless, is out of every range."""
+    stand_in(monkeypatch, "ingestor.local.demo")
+    stand_in(monkeypatch, "ingestor.local.simulate")
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[1]}'" in result.stderr
+
+
+def test_a_host_that_can_have_no_address_fails_with_a_line() -> None:
+    """Such as one with a name that is too long for the domain name system."""
+    result = invoke("health", "--host", "a" * 64)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("no answer from port 8080: ")
 
 
 def test_health_loads_no_heavy_library() -> None:

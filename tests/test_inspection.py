@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ingestor.config import Config, Rest
-from ingestor.core.errors import SinkError
+from ingestor.core.errors import IngestorError, SinkError
 from ingestor.inspection import ReadingBar, audit, json_line, open_reader, open_rest, plain_line, prove, tail
 from ingestor.metrics import Metrics
 from ingestor.reader import Payload, ReadRecord, ShardPage, StreamReader, Unreadable
@@ -28,6 +28,7 @@ from tests.fakes.stream import EPOCH_MS, NO_STREAM, FakeShard, FakeStream
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import httpx
     from trio.testing import MockClock
 
     from ingestor.aws import RecordsPage
@@ -53,7 +54,7 @@ async def audited(
     stream: FakeStream, venue: FakeRest | None = None, *, as_json: bool = False, **options: Any
 ) -> tuple[int, str]:
     """Run the command; its exit code and what it wrote."""
-    out = io.StringIO()
+    out = options.pop("out", None) or io.StringIO()
 
     def open_venue(_: object) -> RestClient:
         metrics = Metrics(CollectorRegistry())
@@ -221,6 +222,34 @@ class TestCrossCheck:
         code, text = await audited(stream_of([as_delivered(5), as_delivered(7)]), venue)
         assert code == 1
         assert f"missing  {BTC} trade 6" in text
+
+    async def test_a_venue_that_refuses_takes_no_proof_away(self, autojump_clock: MockClock) -> None:
+        """What was read for an hour is told; the answer is an error all the same, as nothing was held against it."""
+        venue = FakeRest({"ETHUSDT": Market()})
+        out = io.StringIO()
+        with pytest.raises(IngestorError, match=r"cross-check.*Invalid symbol"):
+            await audited(stream_of([as_delivered(5)]), venue, out=out)
+        assert out.getvalue().splitlines()[-1].startswith("complete: 0 ids are missing")
+
+    async def test_a_check_of_nothing_is_an_error(self, autojump_clock: MockClock) -> None:
+        """Of an order book the venue keeps no past, and what was not compared does not agree."""
+        out = io.StringIO()
+        with pytest.raises(IngestorError, match="no trade and no closed bar"):
+            await audited(stream_of([diff(1, 4), snapshot(4)]), FakeRest({BTC: Market()}), out=out)
+        assert out.getvalue().splitlines()[-1].startswith("complete: 0 ids are missing")
+
+    async def test_an_interrupt_while_the_venue_is_asked_proves_nothing(self, autojump_clock: MockClock) -> None:
+        """As while the stream is read."""
+        assert await audited(stream_of([as_delivered(5)]), InterruptedVenue({BTC: Market()})) == (130, "")
+
+
+class InterruptedVenue(FakeRest):
+    """Somebody presses Ctrl-C while an answer is on its way."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer in vain."""
+        await super().handle_async_request(request)
+        raise KeyboardInterrupt
 
 
 class TestTail:
