@@ -6,6 +6,7 @@ Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ingestor.config import Config
 
 BAD_CONFIG = 2
+INTERRUPTED = 130  # what a shell reports for SIGINT
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -50,6 +52,17 @@ class Moment(click.ParamType[int]):
 MOMENT = Moment()
 
 
+class NumberRange(click.FloatRange):
+    """A range of numbers without `nan`: it compares with nothing, so that no bound would stop it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text of an option."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
+
+
 class Commands(click.Group):
     """Turns our own errors into a message and an exit code; a bug keeps its traceback."""
 
@@ -64,6 +77,25 @@ class Commands(click.Group):
         except IngestorError as error:
             complain(f"error: {error}")
             ctx.exit(1)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            ctx.exit(INTERRUPTED)
+        except BaseExceptionGroup as group:  # out of nurseries
+            ctx.exit(complain_of_group(group))
+
+
+def complain_of_group(group: BaseExceptionGroup[BaseException]) -> int:
+    """Write what is in a group and return the exit code; raises the group when not all of it is known."""
+    from ingestor.logs import leaves  # noqa: PLC0415 - see above
+
+    if group.split((IngestorError, KeyboardInterrupt))[1] is not None:
+        raise group
+    if group.subgroup(KeyboardInterrupt) is not None:
+        complain("interrupted")
+        return INTERRUPTED
+    for error in leaves(group):
+        complain(f"error: {error}")
+    return 1
 
 
 def complain(text: str) -> None:
@@ -161,7 +193,7 @@ def run(config_name: str) -> None:
 
 @main.command()
 @click.option(
-    "--seconds", type=click.FloatRange(min=1), default=30.0, metavar="S", show_default=True, help="How long it runs."
+    "--seconds", type=NumberRange(min=1), default=30.0, metavar="S", show_default=True, help="How long it runs."
 )
 @click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
 @click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
@@ -191,15 +223,13 @@ def demo(seconds: float, replay: Path | None, port: int | None, *, chaos: bool) 
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same market.")
 @click.option(
-    "--orders", type=click.FloatRange(0.01, 1_000), default=10.0, show_default=True, help="Orders a second and symbol."
+    "--orders", type=NumberRange(0.01, 1_000), default=10.0, show_default=True, help="Orders a second and symbol."
 )
 @click.option(
-    "--past", type=click.FloatRange(0, 240), default=0.0, help="Hours that the market has lived already.  [default: 0]"
+    "--past", type=NumberRange(0, 240), default=0.0, help="Hours that the market has lived already.  [default: 0]"
 )
 @click.option("--replay", type=EXISTING_FILE, help="Play a recording (JSON lines, also gzipped) instead of a model.")
-@click.option(
-    "--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of the recording; 0: at once."
-)
+@click.option("--speed", type=NumberRange(min=0), default=1.0, show_default=True, help="Of the recording; 0: at once.")
 @click.option("--chaos", is_flag=True, help="Break connections, messages and REST answers on the way.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -465,13 +495,22 @@ def check(config_name: str, *, connect: bool) -> None:
 @click.option(
     "--port",
     envvar="INGESTOR__HEALTH__PORT",
+    type=click.IntRange(1, 65535),
     metavar="N",
     default=8080,
     show_default=True,
     show_envvar=True,
     help="And on which port.",
 )
-@click.option("--timeout", "timeout_s", default=4.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=NumberRange(min=0, max=86_400, min_open=True),
+    metavar="S",
+    default=4.0,
+    show_default=True,
+    help="Seconds to wait.",
+)
 def health(path: str | None, host: str, port: int, timeout_s: float) -> None:
     """Ask a running service how it is.
 

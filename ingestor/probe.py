@@ -19,7 +19,7 @@ def ask(host: str, port: int, path: str, timeout_s: float) -> tuple[bool, str]:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(MAX_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last for a name that no host can have
         return False, f"no answer from port {port}: {error}"
     finally:
         connection.close()
