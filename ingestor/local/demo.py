@@ -30,7 +30,7 @@ from ingestor.local.faults import chaos as draw_faults
 from ingestor.local.kinesis import embedded_kinesis
 from ingestor.local.market import Market
 from ingestor.local.proof import as_table, prove, verdict
-from ingestor.local.recording import Recording, open_recording
+from ingestor.local.recording import Recording, RecordingError, open_recording
 from ingestor.local.venue import Venue
 from ingestor.serializer import Serializer
 from ingestor.world import open_world
@@ -148,7 +148,10 @@ def open_source(replay: Path | None) -> tuple[Market | Recording, list[str]]:
     """Return what the venue plays, a recording as fast as it is read or a seeded market, and its streams for us."""
     if replay is not None:
         recording = open_recording(replay, speed=0)
-        return recording, [stream for stream in recording.streams if is_ours(stream)]
+        streams = [stream for stream in recording.streams if is_ours(stream)]
+        if not streams:
+            raise RecordingError(f"{replay} holds neither trades nor changes of a book nor bars")
+        return recording, streams
     market = Market(SYMBOLS, seed=SEED, start_ms=time.time_ns() // 1_000_000, orders_per_s=40.0)
     return market, [f"{symbol.lower()}@{kind}" for symbol in SYMBOLS for kind in ("trade", "depth@100ms", "kline_1m")]
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ingestor.core.model import Level
 
 _BATCH_MESSAGES: Final = 2_000  # handed out at once when there is no pace
+# What a broken line or snapshot raises: bad JSON or UTF-8, no number where one belongs, no interval of the venue.
+_BROKEN: Final = (msgspec.MsgspecError, ValueError, KeyError, RecursionError)
 
 
 class RecordingError(IngestorError):
@@ -111,8 +113,8 @@ class Recording:
         self._histories: dict[str, History] = {}
         self._recorded = self._read(lines)
         self._snapshots = {
-            symbol or self.symbols[0]: msgspec.json.decode(body, type=_Snapshot)
-            for symbol, body in (snapshots or {}).items()
+            name: _snapshot(name, body)
+            for name, body in ((symbol or self.symbols[0], body) for symbol, body in (snapshots or {}).items())
         }
         self._seeded: set[str] = set()
         self._position = 0
@@ -217,13 +219,13 @@ class Recording:
         for number, line in enumerate(lines, 1):
             try:
                 stream, payload, body = _parse(line.strip())
-            except msgspec.MsgspecError as error:
+                if not stream or not body.s:
+                    self.skipped_lines += 1
+                    continue
+                at_ms = max(at_ms, _ms(body.E))  # some events carry no time, and across streams it goes back (facts §4)
+                one = _recorded(stream, payload, body, at_ms)
+            except _BROKEN as error:
                 raise RecordingError(f"line {number} is no message of the venue: {error}") from error
-            if not stream or not body.s:
-                self.skipped_lines += 1
-                continue
-            at_ms = max(at_ms, _ms(body.E))  # some events carry no time, and across streams it goes back (facts §4)
-            one = _recorded(stream, payload, body, at_ms)
             history = self._histories.setdefault(body.s, History(body.s))
             if one.diff and not history.book.update_id:
                 history.book.update_id = one.message.first - 1  # an empty book that the first diff continues
@@ -271,6 +273,15 @@ def _parse(line: bytes) -> tuple[str, bytes, _Body]:
     return envelope.stream, payload, body
 
 
+def _snapshot(symbol: str, body: bytes) -> _Snapshot:
+    try:
+        snapshot = msgspec.json.decode(body, type=_Snapshot)
+        Book().apply(snapshot.bids, snapshot.asks, snapshot.lastUpdateId)
+    except _BROKEN as error:
+        raise RecordingError(f"the snapshot of {symbol} is none: {error}") from error
+    return snapshot
+
+
 def _stream_of(body: _Body) -> str:
     """Name the stream of a raw message by its content."""
     name = body.s.lower()
@@ -292,6 +303,7 @@ def _recorded(stream: str, payload: bytes, body: _Body, at_ms: int) -> _Recorded
         message = Message(stream, payload, at_ms, subscription_of(symbol, "trade"), body.t, body.t)
         return _Recorded(message, symbol, fill=fill)
     if body.e == "depthUpdate" and isinstance(body.b, list) and isinstance(body.a, list):
+        Book().apply(body.b, body.a, body.u)  # a level that is none is told now, and not when its turn comes
         message = Message(stream, payload, at_ms, subscription_of(symbol, "depth"), body.U, body.u)
         return _Recorded(message, symbol, diff=(body.b, body.a, body.u))
     if body.e == "kline":

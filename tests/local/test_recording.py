@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ingestor.core.model import Subscription
+from ingestor.local.demo import open_source
 from ingestor.local.recording import Recording, RecordingError, open_recording
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "binance"
@@ -110,6 +111,44 @@ def test_a_file_that_is_no_recording_is_refused(lines: list[bytes]) -> None:
     """Broken lines and empty files get a clear error."""
     with pytest.raises(RecordingError):
         Recording(lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        trade(2, 1_000).replace(b"100.50000000", b"abc"),
+        diff(1, 2, 1_000, bids='[["x","1.0"]]'),
+        diff(1, 2, 1_000, asks='[["1.0",""]]'),
+        b'{"e":"kline","E":1,"s":"BTCUSDT","k":null}',
+        combined("btcusdt@kline_1m", b'{"e":"kline","E":1,"s":"BTCUSDT","k":{"t":0}}'),
+        kline(closed=True, at_ms=6).replace(b'"i":"1m"', b'"i":"7m"'),
+        kline(closed=False, at_ms=6).replace(b'"v":"4.0"', b'"v":"many"'),
+        b'{"stream":"\xff@trade","data":{}}',
+        b'{"stream":' + b"[" * 100_000,
+    ],
+)
+def test_a_line_with_broken_content_is_named_before_anything_is_played(line: bytes) -> None:
+    """It must not end the venue when its turn comes."""
+    with pytest.raises(RecordingError, match="line 2 is no message of the venue"):
+        Recording([trade(1, 1_000), line])
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff", b'{"lastUpdateId":5,"bids":[["x","1.0"]],"asks":[]}', b'{"bids":[],"asks":[]}']
+)
+def test_a_broken_snapshot_is_named(body: bytes) -> None:
+    """By its symbol, and before anything is played."""
+    with pytest.raises(RecordingError, match="snapshot of BTCUSDT"):
+        Recording([diff(1, 4, 1_000)], snapshots={"": body})
+
+
+def test_a_demo_takes_no_recording_without_a_stream_of_ours(tmp_path: Path) -> None:
+    """There would be nothing to subscribe to."""
+    aggregate = b'{"e":"aggTrade","E":5,"s":"BTCUSDT","a":1,"p":"1.0","q":"1.0","f":1,"l":1,"T":5,"m":true,"M":true}'
+    path = tmp_path / "ws.jsonl"
+    path.write_bytes(aggregate)
+    with pytest.raises(RecordingError, match="neither trades nor changes of a book nor bars"):
+        open_source(path)
 
 
 def test_the_recorded_snapshot_is_served_until_the_diffs_pass_it() -> None:
