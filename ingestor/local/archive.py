@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _PATH: Final = re.compile(
     r"/data/spot/(?P<span>daily|monthly)/(?P<kind>klines|trades|aggTrades)/(?P<symbol>[^/]+)/(?:(?P<interval>\w+)/)?"
-    r"(?P<name>(?P=symbol)-(?P<what>\w+)-(?P<date>\d{4}-\d{2}(?:-\d{2})?))\.zip(?P<checksum>\.CHECKSUM)?"
+    r"(?P<name>(?P=symbol)-(?P<what>\w+)-(?P<date>2\d{3}-(?:0[1-9]|1[0-2])(?:-\d{2})?))\.zip(?P<checksum>\.CHECKSUM)?"
 )
 _MICROSECONDS_SINCE_MS: Final = timegm((2025, 1, 1, 0, 0, 0)) * 1_000
-_RANGE: Final = re.compile(r"bytes=(\d+)-")
+_RANGE: Final = re.compile(r"bytes=(\d{1,20})-")
 _NOT_FOUND: Final = Response(404, b"<Error><Code>NoSuchKey</Code></Error>", (("content-type", "application/xml"),))
 
 

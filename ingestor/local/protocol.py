@@ -68,7 +68,10 @@ class _Control(Struct):
 
 def parse_target(target: str) -> tuple[bool, tuple[str, ...]]:
     """Read the target of a handshake: whether events come wrapped, and the streams it names. Raises BadPathError."""
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError as error:
+        raise BadPathError(f"no such path: {error}") from error
     query = parse_qs(parts.query)
     if any(unit.lower() != "millisecond" for unit in query.get("timeUnit", ())):
         raise BadPathError("this venue counts in milliseconds only")
@@ -99,7 +102,7 @@ class VenueConnection:
         self._inbound: deque[float] = deque()
         self._ends_at = now + rules.lifetime_s
         self._ping_at = now + rules.ping_interval_s
-        self._unanswered_since: float | None = None
+        self._unanswered: dict[bytes, float] = {}  # when each ping was sent, by its payload, oldest first
         self._pings = 0
 
     @property
@@ -121,7 +124,7 @@ class VenueConnection:
             control = msgspec.json.decode(text, type=_Control)
         except msgspec.ValidationError as error:
             return [_flat_error(2, f"Invalid request: {error}")]
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             return [_flat_error(3, f"Invalid JSON: {error}")]
         return [self._answer(control)]
 
@@ -130,9 +133,11 @@ class VenueConnection:
         close = self._count_inbound(now)
         return [close] if close else []
 
-    def receive_pong(self, now: float) -> list[bytes | Close]:
-        """Take a pong: the client is there."""
-        self._unanswered_since = None
+    def receive_pong(self, now: float, payload: bytes) -> list[bytes | Close]:
+        """Take a pong; the client is there only if it echoes a ping, and one that was not asked for is no more."""
+        if payload in self._unanswered:
+            sent_at = self._unanswered[payload]
+            self._unanswered = {ping: at for ping, at in self._unanswered.items() if at > sent_at}
         close = self._count_inbound(now)
         return [close] if close else []
 
@@ -140,15 +145,15 @@ class VenueConnection:
         """Return what is due by itself at `now`."""
         if now >= self._ends_at:
             return [Close(1001, "24 hours are over")]
-        if self._unanswered_since is not None and now >= self._unanswered_since + self._rules.pong_timeout_s:
+        if any(now >= sent_at + self._rules.pong_timeout_s for sent_at in self._unanswered.values()):
             return [Close(1008, "Pong timeout")]
         if now < self._ping_at:
             return []
         self._ping_at = now + self._rules.ping_interval_s
         self._pings += 1
-        if self._unanswered_since is None:
-            self._unanswered_since = now
-        return [Ping(str(self._pings).encode())]
+        payload = str(self._pings).encode()
+        self._unanswered[payload] = now
+        return [Ping(payload)]
 
     def wrap(self, message: Message) -> bytes:
         """Spell an event as this connection gets it."""

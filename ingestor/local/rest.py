@@ -381,7 +381,7 @@ def _symbol_info(symbol: str) -> dict[str, Any]:
 
 def _depth_weight(arguments: dict[str, str]) -> int:
     text = arguments.get("limit", "100")
-    limit = int(text) if text.isascii() and text.isdigit() else 100
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 100
     return next((weight for most, weight in ((100, 5), (500, 25), (1_000, 50)) if limit <= most), 250)
 
 

@@ -177,7 +177,10 @@ class Venue:
     def _answer(self, target: str, request: h11.Request) -> Response | None:
         """Answer a request; None while REST is mute."""
         self._follow_faults(trio.current_time())
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError as error:
+            return Response(400, str(error).encode())
         if parts.path.startswith("/data/"):
             asked = next((value.decode("latin-1") for name, value in request.headers if name == b"range"), None)
             return self.archive.answer(parts.path, asked)
@@ -476,8 +479,8 @@ class _Session:
             case events.Ping():
                 self.enqueue(self._websocket.send(event.response()))
                 self._act(self.connection.receive_ping(now))
-            case events.Pong():
-                self._act(self.connection.receive_pong(now))
+            case events.Pong(payload=payload):
+                self._act(self.connection.receive_pong(now, bytes(payload)))
             case events.CloseConnection():
                 if not self._closing:
                     self.enqueue(self._websocket.send(event.response()))

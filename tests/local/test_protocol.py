@@ -126,12 +126,12 @@ def test_the_sixth_message_of_a_second_closes() -> None:
     """Pings, pongs and requests count together; a slower client is fine."""
     connection = connect()
     for now in (0.0, 0.1, 0.2):
-        assert connection.receive_pong(now) == []
+        assert connection.receive_pong(now, b"") == []
     assert connection.receive_ping(0.3) == []
     assert ask(connection, {"method": "LIST_SUBSCRIPTIONS", "id": 1}, 0.4)["result"] == []
     assert connection.receive_ping(1.05) == []
     assert ask(connection, {"method": "LIST_SUBSCRIPTIONS", "id": 1}, 1.06) == Close(1008, "Too many requests")
-    assert connection.receive_pong(1.07) == connection.receive_ping(1.07) == [Close(1008, "Too many requests")]
+    assert connection.receive_pong(1.07, b"") == connection.receive_ping(1.07) == [Close(1008, "Too many requests")]
 
 
 def test_pings_every_20_seconds_and_a_close_a_minute_after_the_first_without_pong() -> None:
@@ -139,9 +139,27 @@ def test_pings_every_20_seconds_and_a_close_a_minute_after_the_first_without_pon
     connection = connect()
     assert connection.tick(19.9) == []
     assert connection.tick(20.0) == [Ping(b"1")]
-    assert connection.receive_pong(21.0) == []
+    assert connection.receive_pong(21.0, b"1") == []
     assert [connection.tick(now) for now in (40.0, 60.0, 80.0)] == [[Ping(b"2")], [Ping(b"3")], [Ping(b"4")]]
     assert connection.tick(100.0) == [Close(1008, "Pong timeout")]
+
+
+def test_only_a_pong_with_the_payload_of_a_ping_is_an_answer() -> None:
+    """Of any ping that is not answered yet; it answers those before it too."""
+    connection = connect()
+    for now in (20.0, 40.0):
+        connection.tick(now)
+    assert connection.receive_pong(41.0, b"") == connection.receive_pong(42.0, b"3") == []
+    assert connection.receive_pong(43.0, b"1") == []
+    assert connection.tick(60.0) == [Ping(b"3")]
+    assert connection.tick(80.0) == [Ping(b"4")]
+    assert connection.tick(100.0) == [Close(1008, "Pong timeout")]
+
+
+def test_a_request_nested_without_end_is_answered_with_an_error() -> None:
+    """It must not end the venue."""
+    text = '{"id":1,"method":"SUBSCRIBE","params":' + "[" * 4_000
+    assert msgspec.json.decode(connect().receive(text, 1.0)[0])["code"] == 3  # type: ignore[arg-type]
 
 
 def test_a_connection_ends_after_24_hours() -> None:

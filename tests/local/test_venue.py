@@ -202,6 +202,18 @@ def handshake(target: str) -> bytes:
     ).encode()
 
 
+async def test_a_pong_that_echoes_no_ping_keeps_nobody(autojump_clock: MockClock) -> None:
+    """The venue wants its payload back; what comes unasked counts as a message and no more (facts/binance.md §2)."""
+    async with open_box(orders_per_s=0.01) as box:
+        client = box.dial()
+        await client.send_all(handshake("/ws"))
+        for _ in range(8):
+            await trio.sleep(10.0)
+            await client.send_all(b"\x8a\x80\x00\x00\x00\x00")
+        await trio.sleep(1.5)
+        assert box.venue.connections == 0
+
+
 async def test_a_day_is_a_lifetime(autojump_clock: MockClock) -> None:
     """The connection is closed by the venue when its time is over."""
     async with open_box(lifetime_s=30.0) as box:
@@ -224,6 +236,11 @@ async def test_too_many_messages_are_closed_with_1008(autojump_clock: MockClock)
     [
         (handshake("/nowhere"), b"400"),
         (handshake("/ws/nonsense"), b"400"),
+        (handshake("//["), b"400"),
+        (b"GET //[ HTTP/1.1\r\nhost: venue\r\n\r\n", b"400"),
+        (b"GET /api/v3/depth?limit=%b HTTP/1.1\r\nhost: venue\r\n\r\n" % (b"9" * 5_000), b"400"),
+        (b"GET /data/spot/monthly/trades/A/A-trades-2024-13.zip HTTP/1.1\r\nhost: venue\r\n\r\n", b"404"),
+        (b"GET /data/spot/monthly/trades/A/A-trades-0000-01.zip HTTP/1.1\r\nhost: venue\r\n\r\n", b"404"),
         (handshake("/ws").replace(b"version: 13", b"version: 99"), b"400"),
         (b"no http at all\r\n\r\n", b""),
         (b"GET /api/v3/ping HTTP/1.1\r\n", b""),
