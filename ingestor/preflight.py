@@ -491,9 +491,9 @@ async def check_spool(config: Config, outside: Outside, note: Note) -> None:
 
 def check_directory(subject: str, directory: Path, wanted_bytes: int) -> Finding:
     """Write into `directory`, or where the service will make it; nothing is left behind. Blocks."""
-    path = directory.absolute()
-    place = next(each for each in (path, *path.parents) if each.exists())
+    path = place = directory.absolute()
     try:
+        place = next(each for each in (path, *path.parents) if each.exists())
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"check")
             file.flush()

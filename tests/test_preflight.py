@@ -455,6 +455,17 @@ async def test_directories_have_to_be_writable_and_large_enough(
     assert not (tmp_path / "spool").exists()
 
 
+async def test_a_directory_that_cannot_even_be_looked_for_fails(
+    autojump_clock: MockClock, place: Place, tmp_path: Path
+) -> None:
+    """Because of its name, or because a directory above it is closed to us."""
+    place.set("dead_letter", directory=tmp_path / ("long" * 100) / "letters")
+    code, text = await place.check()
+    assert code == 1
+    assert "fail  dead_letter.directory: " in text
+    assert "cannot be written: File name too long" in text
+
+
 async def test_the_schema_has_to_be_registered_where_records_carry_its_number(
     autojump_clock: MockClock, place: Place
 ) -> None:
