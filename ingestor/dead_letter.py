@@ -326,9 +326,9 @@ class LetterLineError(IngestorError):
 def read_letters(directory: Path) -> Iterator[StoredLetter]:
     """Give the letters in a directory, oldest file first; a line that is none, or cut short, is logged and passed over.
 
-    Blocks. Raises OSError for files that cannot be read.
+    A directory that is not there holds none. Blocks. Raises OSError for what cannot be read.
     """
-    for path in sorted(directory.glob(LINES)):
+    for path in sorted(path for path in _content(directory) if path.match(LINES)):
         with path.open("rb") as lines:
             for number, line in enumerate(iter(partial(lines.readline, LINE_MAX_BYTES), b""), 1):
                 try:
@@ -337,6 +337,13 @@ def read_letters(directory: Path) -> Iterator[StoredLetter]:
                     log.warning("dead_letter_unreadable", file=path.name, line=number, error=str(error))
                     continue
                 yield stored_letter(letter, path.name)
+
+
+def _content(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())  # `glob` passes over a directory that may not be read
+    except FileNotFoundError:
+        return []
 
 
 def stored_letter(letter: LetterLine, place: str) -> StoredLetter:
@@ -362,7 +369,7 @@ class ReplayMarks:
         self._path = directory / REPLAYED
 
     def read(self) -> set[str]:
-        """Return their ids; raises OSError."""
+        """Return their ids; raises OSError, and ValueError for what is no text."""
         try:
             return set(self._path.read_text().split())
         except FileNotFoundError:

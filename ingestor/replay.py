@@ -41,7 +41,7 @@ from ingestor.core.errors import DecodeError, EncodeError, IngestorError, SinkEr
 from ingestor.core.model import EntryFailure, PutEntry, Subscription
 from ingestor.core.partition import key_rule
 from ingestor.core.wording import printable, printable_lines
-from ingestor.dead_letter import ReplayMarks, read_letters, readable
+from ingestor.dead_letter import REPLAYED, ReplayMarks, read_letters, readable
 from ingestor.kinesis_producer import MAX_RECORD_BYTES
 from ingestor.letter_queue import WAIT_S, open_letter_queue
 from ingestor.resources import read_schema
@@ -50,6 +50,7 @@ from ingestor.threads import open_threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
     from typing import BinaryIO, TextIO
 
     from ingestor.config import Config, Kinesis
@@ -68,7 +69,7 @@ OF_RECORDS: Final[frozenset[PoisonReason]] = frozenset({"too_large", "rejected",
 
 
 class LetterError(IngestorError):
-    """There is no such letter, or more than one."""
+    """There is no such letter, or more than one, or the directory cannot be used."""
 
 
 class RefusedError(IngestorError):
@@ -106,7 +107,7 @@ class Choice(NamedTuple):
         letter = stored.letter
         return (
             self.reason in (None, letter.reason)
-            and self.symbol in (None, letter.symbol)
+            and (self.symbol is None or self.symbol.upper() == (letter.symbol or "").upper())
             and (not self.ids or stored.id.startswith(self.ids))
         )
 
@@ -157,7 +158,7 @@ async def list_letters(
     config: Config, choice: Choice, *, as_json: bool, out: TextIO, open_queue: OpenQueue = open_queue
 ) -> None:
     """Write a line for every letter that is meant; raises `SinkError` if the queue cannot be read."""
-    replayed = ReplayMarks(config.dead_letter.directory).read()
+    replayed = read_marks(config.dead_letter.directory)
     write = json_line if as_json else plain_line
 
     def write_all(letters: Iterable[StoredLetter]) -> None:
@@ -200,11 +201,29 @@ async def show_letter(
     out.write(f"\n{stored.raw.hex(' ') if text is None else printable_lines(text)}\n")
 
 
+def letters_in(directory: Path) -> Iterator[StoredLetter]:
+    """Give the letters in a directory; raises `LetterError` when they cannot be read."""
+    try:
+        yield from read_letters(directory)
+    except OSError as error:
+        raise LetterError(f"{error.filename or directory}: {error.strerror}") from error
+
+
+def read_marks(directory: Path) -> set[str]:
+    """Return the ids of the letters that were sent again; raises `LetterError` when they cannot be read."""
+    try:
+        return ReplayMarks(directory).read()
+    except OSError as error:
+        raise LetterError(f"{error.filename or directory}: {error.strerror}") from error
+    except ValueError as error:
+        raise LetterError(f"{directory}: the file `{REPLAYED}` is no text: {error}") from error
+
+
 async def each_letter(
     config: Config, take: Callable[[Iterable[StoredLetter]], None], open_queue: OpenQueue = open_queue
 ) -> None:
     """Hand every letter to `take`: those in files, then those in the queue, which keeps them."""
-    take(read_letters(config.dead_letter.directory))
+    take(letters_in(config.dead_letter.directory))
     queue = open_queue(config)
     if queue is None:
         return
@@ -229,12 +248,13 @@ async def replay(
     Kinesis does not take them, or the queue cannot be read.
     """
     run = Replay(config, is_forced=is_forced, sink=None if is_dry else open_sink(config.kinesis), out=out)
-    await run.send(list(filter(choice.takes, read_letters(config.dead_letter.directory))))
+    await run.send(list(filter(choice.takes, letters_in(config.dead_letter.directory))))
     queue = open_queue(config)
     if queue is not None:
         async with open_letter_queue(*queue) as letters:
             while found := await gather(letters):
                 await run.send(list(filter(choice.takes, found)), letters)
+    run.refuse_unknown(choice.ids)
     return run.report()
 
 
@@ -252,7 +272,7 @@ class Replay:
     def __init__(self, config: Config, *, is_forced: bool, sink: Sink | None, out: TextIO) -> None:
         self._revival = Revival(open_serializer(config), config, is_forced=is_forced)
         self._marks = ReplayMarks(config.dead_letter.directory)
-        self._replayed = self._marks.read()
+        self._replayed = read_marks(config.dead_letter.directory)
         self._met: set[str] = set()
         self._sink = sink
         self._out = out
@@ -272,6 +292,8 @@ class Replay:
             return
         if queue is not None and old:
             await queue.delete(list(old))
+        if ready:
+            self._mark([])  # what cannot be marked must not be sent: it would be sent again
 
         async def note(accepted: list[StoredLetter]) -> None:
             self._note_sent([stored.id for stored in accepted])
@@ -286,6 +308,14 @@ class Replay:
                 if error.failure != "poison" or len(batch) > 1:
                     raise
                 self._note_refused(batch[0].stored, str(error))
+
+    def refuse_unknown(self, names: Iterable[str]) -> None:
+        """Note names that begin no letter, neither one that was met nor one that was sent before."""
+        known = self._met | self._replayed
+        for name in names:
+            if not any(each.startswith(name) for each in known):
+                self._refused += 1
+                self._out.write(printable(f"{name}  refused: no letter that is meant begins with it") + "\n")
 
     def report(self) -> int:
         """Write the sums; return the exit code."""
@@ -304,10 +334,19 @@ class Replay:
 
     def _note_sent(self, ids: list[str]) -> None:
         """Mark letters that Kinesis has, durably and before anything else; nobody else waits for this loop."""
-        self._marks.add(ids)
+        self._mark(ids)
         self._replayed.update(ids)
         self._sent += len(ids)
         self._out.writelines(f"{each}  sent\n" for each in ids)
+
+    def _mark(self, ids: list[str]) -> None:
+        try:
+            self._marks.add(ids)
+        except OSError as error:
+            sent = f"; sent and not marked: {' '.join(ids)}" if ids else ""
+            raise LetterError(
+                f"{error.filename or REPLAYED}: letters cannot be marked ({error.strerror}){sent}"
+            ) from error
 
     def _note_refused(self, stored: StoredLetter, why: str) -> None:
         self._refused += 1

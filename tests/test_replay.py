@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,74 @@ async def test_a_directory_that_is_not_there_holds_no_letters(tmp_path: Path) ->
     desk = Desk(tmp_path)
     desk.config = desk.config.model_copy(update={"dead_letter": DeadLetters(directory=tmp_path / "none")})
     assert await desk.lines() == []
+
+
+@pytest.mark.parametrize("name", ["1.jsonl", "replayed"])
+async def test_a_directory_that_cannot_be_read_is_an_error(tmp_path: Path, name: str) -> None:
+    """The reason and the place, and not a traceback: letters belong to the user of the service."""
+    (tmp_path / name).mkdir()
+    desk = Desk(tmp_path)
+    for look in (desk.lines, desk.replay):
+        with pytest.raises(LetterError, match=rf"{tmp_path}.*: Is a directory"):
+            await look()
+
+
+async def test_marks_that_are_no_text_are_an_error(tmp_path: Path) -> None:
+    """Nobody knows what was sent, so nothing is."""
+    desk = Desk(tmp_path, of_record(1))
+    (tmp_path / "replayed").write_bytes(b"\xff\n")
+    with pytest.raises(LetterError, match="replayed"):
+        await desk.replay()
+    assert desk.stored() == []
+
+
+async def test_a_file_in_place_of_the_directory_is_an_error(tmp_path: Path) -> None:
+    """It is no directory without letters."""
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(LetterError, match=r"file.*: Not a directory"):
+        await Desk(path).lines()
+
+
+async def test_what_cannot_be_marked_is_not_sent(tmp_path: Path) -> None:
+    """Or each further try would send it again."""
+    desk = Desk(tmp_path, of_record(1))
+    (tmp_path / "replayed").symlink_to(tmp_path / "nowhere" / "replayed")
+    with pytest.raises(LetterError, match="cannot be marked"):
+        await desk.replay()
+    assert desk.stored() == []
+
+
+async def test_what_was_sent_and_not_marked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may fill up in between."""
+    desk = Desk(tmp_path, of_record(1))
+    [line] = await desk.lines()
+
+    def add(_marks: ReplayMarks, ids: Sequence[str]) -> None:
+        if ids:
+            raise OSError(errno.ENOSPC, "No space left on device", "replayed")
+
+    monkeypatch.setattr(ReplayMarks, "add", add)
+    with pytest.raises(LetterError, match=f"No space left on device.*sent and not marked: {line.split()[0]}"):
+        await desk.replay()
+
+
+async def test_a_name_that_no_letter_has_is_refused(tmp_path: Path) -> None:
+    """Nothing was sent, so it must not look well; what was sent before has a mark, and may be gone from a queue."""
+    desk = Desk(tmp_path, of_record(1))
+    [line] = await desk.lines()
+    code, said = await desk.replay(Choice(ids=(line[:8], "deadbeef")))
+    assert (code, said.splitlines()[1:]) == (
+        1,
+        ["deadbeef  refused: no letter that is meant begins with it", "1 sent, 0 sent before, 1 refused"],
+    )
+    (tmp_path / "1.jsonl").unlink()
+    assert (await desk.replay(Choice(ids=(line[:8],))))[0] == 0
+
+
+async def test_symbols_are_chosen_in_either_case(tmp_path: Path) -> None:
+    """As by every other command."""
+    assert len(await Desk(tmp_path, of_record(1)).lines(Choice(symbol="btcusdt"))) == 1
 
 
 async def test_one_letter_is_shown_whole(tmp_path: Path) -> None:
