@@ -44,9 +44,11 @@ class Moment(click.ParamType[int]):
             return value
         try:
             at = datetime.fromisoformat(value)
+            at_ms = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+            datetime.fromtimestamp(at_ms / 1000, UTC)  # in UTC, or rounded, it may be in a year that none can be
         except ValueError:
             self.fail(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+        return at_ms
 
 
 MOMENT = Moment()

@@ -317,6 +317,16 @@ def test_a_time_that_is_none_is_a_wrong_command_line() -> None:
     assert "'yesterday' is no time such as 2026-01-31" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "time", ["9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59.999999"]
+)
+def test_a_time_outside_of_every_calendar_is_a_wrong_command_line(time: str) -> None:
+    """In UTC it would be in a year that cannot be written."""
+    result = invoke("audit", "--config", "local", "--start", time)
+    assert result.exit_code == 2
+    assert "is no time such as 2026-01-31" in result.stderr
+
+
 def test_health_without_a_service_fails_with_a_line() -> None:
     """The port comes from the same variable that sets the service's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
