@@ -39,6 +39,7 @@ from ingestor.backfill import (
 )
 from ingestor.channels import open_batch_channel
 from ingestor.config import KlineInterval, moment_text
+from ingestor.core.binance import LONGEST_SYMBOL
 from ingestor.core.errors import IngestorError
 from ingestor.core.health import SinkFact
 from ingestor.core.intake import hole_record
@@ -136,6 +137,7 @@ def read_request(
     times, ids = (start, end), (from_id, to_id)
     span = times if ids == (None, None) else ids
     selector = next((symbol for symbol in symbols if ":" in symbol), None)
+    foreign = next((symbol for symbol in symbols if not 0 < len(symbol) <= LONGEST_SYMBOL or "/" in symbol), None)
     complaints = {
         "say --start and --end, or --from-id and --to-id": None in span or None not in (*times, *ids),
         "klines are counted by time: say --start and --end": stream == "kline" and ids != (None, None),
@@ -144,6 +146,7 @@ def read_request(
         "trades have no --interval": stream == "trade" and interval is not None,
         f"--interval is one of {' '.join(INTERVALS)}": interval is not None and interval not in INTERVALS,
         f"{selector} is a selector: name each --symbol": selector is not None,
+        f"{foreign!r} is no symbol": foreign is not None,  # and its name is one of a file
         "--to and --state are the same file": output is not None and state is not None and is_same(output, state),
     }
     for text, is_so in complaints.items():

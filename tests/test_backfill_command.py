@@ -79,6 +79,9 @@ def test_options_become_a_request() -> None:
         ({"start": 9, "end": 5}, "--end is not after --start"),
         ({"from_id": 8, "to_id": 7}, "--to-id is below --from-id"),
         ({"symbols": ["all:USDT"], **TIMES}, "all:USDT is a selector: name each --symbol"),
+        ({"symbols": ["../btcusdt"], **TIMES}, "'../btcusdt' is no symbol"),
+        ({"symbols": [""], **TIMES}, "'' is no symbol"),
+        ({"symbols": ["A" * 51], **TIMES}, "is no symbol"),
         ({"output": Path("x"), "state": Path("./x"), **TIMES}, "--to and --state are the same file"),
     ],
 )
