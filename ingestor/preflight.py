@@ -460,7 +460,7 @@ def refused(subject: str, resource: str, step: Step, error: SinkError) -> Findin
 
 
 async def check_dead_letters(config: Config, outside: Outside, note: Note) -> None:
-    """Look at the queue, or at the directory."""
+    """Look at the queue, and at the directory behind it, or at the directory alone."""
     letters = config.dead_letter
     if outside.queue is None or letters.queue_url is None:
         note(await outside.run_blocking(lambda: check_directory("dead_letter.directory", letters.directory, 0)))
@@ -474,6 +474,9 @@ async def check_dead_letters(config: Config, outside: Outside, note: Note) -> No
     else:
         text = f"{queue.arn} keeps letters for {queue.retention_s / 86_400:g} days; sqs:SendMessage is not tried"
         note(Finding("ok", subject, text))
+    directory = await outside.run_blocking(lambda: check_directory("dead_letter.directory", letters.directory, 0))
+    if directory.level != "ok":  # what the queue does not take goes there, and else into the log
+        note(directory._replace(level="warn"))
 
 
 async def check_spool(config: Config, outside: Outside, note: Note) -> None:

@@ -439,6 +439,18 @@ async def test_the_queue_for_dead_letters_is_looked_at(autojump_clock: MockClock
     assert [finding.level for finding in findings] == ["fail"]
 
 
+async def test_where_the_queue_does_not_take_letters_a_directory_has_to(
+    autojump_clock: MockClock, place: Place, tmp_path: Path
+) -> None:
+    """A letter that is too large for the queue goes there, so without one it is in the log and nowhere else."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    place.set("dead_letter", kind="sqs", queue_url="https://sqs.us-east-1.amazonaws.com/1/letters", directory=blocked)
+    place.outside = place.outside._replace(queue=FakeQueue())
+    code, text = await place.check()
+    assert (code, "warn  dead_letter.directory: " in text) == (0, True)
+
+
 async def test_directories_have_to_be_writable_and_large_enough(
     autojump_clock: MockClock, place: Place, tmp_path: Path
 ) -> None:
