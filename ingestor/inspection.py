@@ -7,6 +7,7 @@ raises `SinkError` with the words of AWS.
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import time
 from collections import deque
 from random import Random
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from ingestor.config import Binance, Config, Kinesis
     from ingestor.core.audit import StreamReport
+    from ingestor.core.errors import SinkError
     from ingestor.core.model import MarketData, Subscription
 
     OpenStream: TypeAlias = Callable[[Kinesis, str], StreamReader]
@@ -52,7 +54,22 @@ class CrossCheckError(IngestorError):
 def open_reader(settings: Kinesis, stream: str) -> StreamReader:
     """Make a reader for a person who waits: as fast as the stream allows, with errors raised."""
     api = KinesisApi(lambda: make_kinesis_client(settings, connections=READER_THREADS), open_threads(READER_THREADS))
-    return StreamReader(StreamClient(api), stream, pace_s=0.0)
+    return StreamReader(StreamClient(api), stream, pace_s=0.0, report_trouble=Troubles().say)
+
+
+class Troubles:
+    """Tells a person who waits what for, on standard error: once for each trouble that is none of pace."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def say(self, error: SinkError, _delay_s: float) -> None:
+        """Take note of a failed call that is made again."""
+        text = str(error)
+        if error.failure != "throttled" and text != self._told:
+            self._told = text
+            sys.stderr.write(printable(f"{text}; trying again") + "\n")
+            sys.stderr.flush()
 
 
 def open_rest(settings: Binance) -> RestClient:

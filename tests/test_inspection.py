@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from ingestor.config import Config, Rest
 from ingestor.core.errors import IngestorError, SinkError
-from ingestor.inspection import ReadingBar, audit, json_line, open_reader, open_rest, plain_line, prove, tail
+from ingestor.inspection import ReadingBar, Troubles, audit, json_line, open_reader, open_rest, plain_line, prove, tail
 from ingestor.metrics import Metrics
 from ingestor.reader import Payload, ReadRecord, ShardPage, StreamReader, Unreadable
 from ingestor.rest_client import RestClient
@@ -23,7 +23,7 @@ from tests.fakes.beats import stored_beat
 from tests.fakes.records import BTC, bar, diff, hole, snapshot, trade, trades
 from tests.fakes.rest import START_MS, FakeRest, Market, bar_of, rows_of
 from tests.fakes.rest import wall_ns as venue_ns
-from tests.fakes.stream import EPOCH_MS, NO_STREAM, FakeShard, FakeStream
+from tests.fakes.stream import EPOCH_MS, NO_STREAM, THROTTLED, FakeShard, FakeStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -348,6 +348,18 @@ async def test_the_real_tools_are_made_from_the_configuration() -> None:
     assert isinstance(open_reader(config.kinesis, "data"), StreamReader)
     async with open_rest(config.binance) as rest:
         assert isinstance(rest, RestClient)
+
+
+def test_a_person_who_waits_is_told_what_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Once for each trouble; to be throttled is the ordinary way of reading, and no news."""
+    say = Troubles().say
+    unreachable = SinkError("transient", "EndpointUnreachable", "nobody\x1b[2J there")
+    for error in (THROTTLED, unreachable, unreachable, SinkError("transient", "InternalFailure", "oops")):
+        say(error, 0.5)
+    assert capsys.readouterr().err.splitlines() == [
+        "EndpointUnreachable: nobody\\x1b[2J there; trying again",
+        "InternalFailure: oops; trying again",
+    ]
 
 
 async def test_shards_without_records_prove_nothing(autojump_clock: MockClock) -> None:
