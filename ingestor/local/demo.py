@@ -86,7 +86,7 @@ class Demo:
             urls = await nursery.start(venue.serve)
             config = configure(urls, endpoint_url, self._streams, self._scratch, self._port)
             produced = await self._serve(config, venue, seconds)
-            is_proven = await self._prove(config, produced)
+            is_proven = await self._prove(config, produced, sorted(set(self._streams) - venue.subscribed))
             nursery.cancel_scope.cancel()
         return 0 if is_proven else 1
 
@@ -135,11 +135,11 @@ class Demo:
                 live.update(picture((await http.get("/status")).json(), url, venue.messages_sent))
                 await trio.sleep(REFRESH_S)
 
-    async def _prove(self, config: Config, produced: dict[Subscription, Intervals]) -> bool:
+    async def _prove(self, config: Config, produced: dict[Subscription, Intervals], unheard: list[str]) -> bool:
         report = await read_back(open_reader(config.kinesis, DATA_STREAM), Serializer().decode)
         rows = prove(produced, report)
         self._console.print(as_table(rows))
-        is_proven, words = verdict(rows, report.undecodable)
+        is_proven, words = verdict(rows, report.undecodable, unheard)
         self._console.print(Text(words, "bold green" if is_proven else "bold red"))
         return is_proven
 

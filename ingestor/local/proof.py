@@ -58,8 +58,13 @@ def prove(produced: Mapping[Subscription, Intervals], report: AuditReport) -> li
     return rows
 
 
-def verdict(rows: Sequence[ProofRow], undecodable: int) -> tuple[bool, str]:
-    """Say in words whether everything is there; where nothing counts, as of open bars alone, nothing is proven."""
+def verdict(rows: Sequence[ProofRow], undecodable: int, unheard: Sequence[str] = ()) -> tuple[bool, str]:
+    """Say in words whether everything is there; where nothing counts, as of open bars alone, nothing is proven.
+
+    `unheard` are streams that nobody subscribed to, so that the venue has no account of what they owe.
+    """
+    if unheard:
+        return False, f"never subscribed to: {', '.join(unheard)}"
     if not rows:
         return False, "nothing proven: there were neither trades nor changes of a book nor closed bars"
     if not all(row.is_proven for row in rows):

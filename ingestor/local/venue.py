@@ -121,6 +121,11 @@ class Venue:
         return len(self._sessions)
 
     @property
+    def subscribed(self) -> frozenset[str]:
+        """All streams that anybody ever subscribed to; of others the ledger knows nothing."""
+        return frozenset(self._listeners)
+
+    @property
     def rest_is_mute(self) -> bool:
         """Whether REST requests are left without an answer now."""
         return trio.current_time() < self._mute_until_s

@@ -53,6 +53,12 @@ def test_what_cannot_be_read_fails_it() -> None:
     assert verdict(rows_of(5, 5, trades([5])), 2) == (False, "2 entries of the stream cannot be read")
 
 
+def test_a_stream_that_nobody_subscribed_to_fails_it() -> None:
+    """The venue has no account of it, so that nothing of it could be missing."""
+    rows = rows_of(5, 5, trades([5]))
+    assert verdict(rows, 0, ["btcusdt@depth@100ms"]) == (False, "never subscribed to: btcusdt@depth@100ms")
+
+
 def test_nothing_is_no_proof_and_no_loss_either() -> None:
     """As of a recording of bars that never close."""
     is_proven, words = verdict([], 0)

@@ -163,6 +163,15 @@ async def test_acks_interleave_and_the_ledger_agrees(autojump_clock: MockClock) 
         assert len(account.produced) == 1
 
 
+async def test_what_was_ever_subscribed_to_is_known(autojump_clock: MockClock) -> None:
+    """Also once its connection is gone."""
+    async with open_box() as box:
+        client = await box.connect("/ws/btcusdt@trade")
+        await client.aclose()
+        await trio.sleep(2.0)
+        assert (box.venue.connections, box.venue.subscribed) == (0, {"btcusdt@trade"})
+
+
 async def test_rest_and_streams_tell_the_same_trades(autojump_clock: MockClock) -> None:
     """Ids, prices and quantities of the stream are those of historicalTrades."""
     async with open_box() as box:
