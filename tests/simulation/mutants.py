@@ -29,7 +29,19 @@ from ingestor.websocket_client import Connection
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ingestor.core.model import Subscription
+
 Patch: TypeAlias = "Any"
+
+
+def forget_a_subscription() -> Patch:
+    """The venue has no account of what nobody subscribed to."""
+    find_subscriptions = app.Service.find_subscriptions
+
+    async def mutant(self: app.Service, stop: trio.Event) -> list[Subscription]:
+        return (await find_subscriptions(self, stop))[1:]
+
+    return patch.object(app.Service, "find_subscriptions", mutant)
 
 
 def claim_before_the_answer() -> Patch:
@@ -337,6 +349,7 @@ def _both(*patches: Any) -> Iterator[None]:
 
 
 MUTANTS: Final = (
+    forget_a_subscription,
     claim_before_the_answer,
     forget_what_was_refused,
     forget_the_batch_that_failed,

@@ -23,6 +23,7 @@ KILLED: Final = [Turn(20.0, "kill", 5.0)]
 LOSSY: Final = [Disconnect(12.0), Disconnect(22.0)]
 TIGHT: Final = {"held_max_bytes": TIGHT_BYTES, "channel_bytes": TIGHT_BYTES, "channel_batches": 8}
 CAUGHT_BY: Final[dict[Callable[[], object], Plan]] = {
+    mutants.forget_a_subscription: calm(15),
     mutants.claim_before_the_answer: calm(40, troubles=[Trouble(8, 12, "data", "down")]),
     mutants.forget_what_was_refused: calm(40, troubles=[Trouble(8, 12, "data", "throttled", 0.6)]),
     mutants.forget_the_batch_that_failed: calm(40, troubles=[Trouble(8, 4, "data", "down")]),

@@ -13,6 +13,7 @@ from ingestor.core.model import Subscription
 from ingestor.local.history import units
 from ingestor.local.proof import minus
 from tests.simulation.journal import is_restarted
+from tests.simulation.plan import STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ def judge(simulation: Simulation) -> list[str]:
     """Return every breach of a promise in a run that is over."""
     journal = simulation.journal
     found = list(simulation.problems)
+    found += _unheard(simulation)
     found += _missing(simulation)
     found += _audited(simulation)
     found += _wrong_values(journal.stored, simulation.market.told)
@@ -55,6 +57,13 @@ def delivered_and_declared(
             into = delivered if each.record.hole is None else declared
             into.setdefault(ids.subscription, Intervals()).add(ids.first, ids.last)
     return delivered, declared
+
+
+def _unheard(simulation: Simulation) -> Iterator[str]:
+    """Find streams that nobody subscribed to: the venue has no account of what they owe."""
+    for stream in STREAMS:
+        if stream not in simulation.world.venue.subscribed:
+            yield f"{stream} was never subscribed to"
 
 
 def _missing(simulation: Simulation) -> Iterator[str]:
