@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from unittest.mock import patch
@@ -13,7 +14,7 @@ from ingestor.aws import RecordsPage
 from ingestor.core import gaps
 from ingestor.core.claims import Entry
 from ingestor.core.errors import SinkError
-from ingestor.core.gaps import DUPLICATE, GAP, IN_ORDER, TradeTracker, Verdict
+from ingestor.core.gaps import DUPLICATE, GAP, IN_ORDER, DepthTracker, TradeTracker, Verdict
 from ingestor.core.intake import Accepted, LiveKlines, LiveTrades
 from ingestor.core.lanes import Lanes, claims_of
 from ingestor.core.resume import Resume, carried
@@ -250,6 +251,17 @@ def declare_no_break_of_depth() -> Patch:
     return patch.object(Accepted, "declare", mutant)
 
 
+def lose_and_declare() -> Patch:
+    """A diff of each book is lost without need; the hole that tells of it makes it no better."""
+    accept, seen = DepthTracker.accept, Counter[DepthTracker]()
+
+    def mutant(self: DepthTracker, first_id: int, final_id: int, event_ms: int) -> Verdict:
+        seen[self] += 1
+        return DUPLICATE if seen[self] == 20 else accept(self, first_id, final_id, event_ms)
+
+    return patch.object(DepthTracker, "accept", mutant)
+
+
 def seed_no_book_again() -> Patch:
     """A book that was lost stays without a snapshot."""
     request = _BookSync.request
@@ -370,6 +382,7 @@ MUTANTS: Final = (
     drop_a_batch_after_a_reconnect,
     take_duplicates_for_new,
     declare_no_break_of_depth,
+    lose_and_declare,
     seed_no_book_again,
     miss_no_closed_bar,
     take_a_page_for_the_whole,

@@ -115,6 +115,11 @@ class Plan(Struct, frozen=True, kw_only=True):
         return self.duration_s * (1 - CALM_SHARE)
 
     @property
+    def is_undisturbed(self) -> bool:
+        """Whether nothing happens that could cost a change of the book, which nobody can fetch again."""
+        return not (self.venue or self.troubles or self.turns or self.id_restarts)
+
+    @property
     def shard_share(self) -> float:
         """What each shard takes, of what a real one does."""
         return NARROW[self.aggregation] if self.narrow_shards else 1.0

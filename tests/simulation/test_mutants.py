@@ -50,6 +50,7 @@ CAUGHT_BY: Final[dict[Callable[[], object], Plan]] = {
     mutants.drop_a_batch_after_a_reconnect: calm(60, venue=LOSSY),
     mutants.take_duplicates_for_new: calm(40, venue=[Repeat(10, TRADES, 5)]),
     mutants.declare_no_break_of_depth: calm(40, venue=[Skip(10, DIFFS, 3)]),
+    mutants.lose_and_declare: calm(30),
     mutants.seed_no_book_again: calm(60, venue=[Skip(10, DIFFS, 3)]),
     mutants.miss_no_closed_bar: calm(120, venue=[Skip(35, BARS, 4)]),
     mutants.take_a_page_for_the_whole: calm(60, venue=[Skip(10, TRADES, 8), Lag(10, 30, 8_000)]),

@@ -230,7 +230,10 @@ def _disordered_repairs(simulation: Simulation) -> Iterator[str]:
 
 
 def _undeserved_holes(simulation: Simulation) -> Iterator[str]:
-    """Find holes without need: the venue forgets nothing here, so only lost diffs and what Kinesis refused have one."""
+    """Find holes without need: the venue forgets nothing here, so few things may have one.
+
+    Those are diffs that something cost us, and what Kinesis refused.
+    """
     restarted = {restart.symbol for restart in simulation.plan.id_restarts}
     may_poison = any(trouble.what == "odd" for trouble in simulation.plan.troubles)
     for each in simulation.journal.stored:
@@ -242,7 +245,8 @@ def _undeserved_holes(simulation: Simulation) -> Iterator[str]:
             if made_up := produced.missing(max(1, hole.first), hole.last):
                 yield f"{each.ids} is declared, but the venue never had {made_up}"
             continue
-        if not (hole.stream == "depth" and hole.reason == "disconnected"):
+        may_break = hole.stream == "depth" and not simulation.plan.is_undisturbed
+        if not (may_break and hole.reason == "disconnected"):
             yield f"{each.ids} is declared as {hole.reason}"
 
 
