@@ -1,4 +1,4 @@
-"""Run many seeds: `python -m tests.simulation --seeds 1000 --minutes 30`, or one again: `--seed 17 --verbose`."""
+"""Run many seeds: `python -m tests.simulation --seeds 1000 --minutes 30`, or one again: `--seed 17`."""
 
 from __future__ import annotations
 
