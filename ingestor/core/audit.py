@@ -168,7 +168,9 @@ class _Chain:
 
     def report(self, subscription: Subscription) -> StreamReport:
         delivered = self._all_delivered()
-        declared = {reason: _without(holes, delivered) for reason, holes in self._all_declared().items()}
+        declared: dict[HoleReason, Intervals] = {
+            reason: _without(holes, delivered) for reason, holes in self._all_declared().items()
+        }
         missing = self._missing(delivered)
         undeclared = missing.copy()
         for holes in declared.values():
@@ -200,7 +202,7 @@ class _Chain:
         return delivered
 
     def _all_declared(self) -> dict[HoleReason, Intervals]:
-        declared = {reason: holes.copy() for reason, holes in self.declared.items()}
+        declared: dict[HoleReason, Intervals] = {reason: holes.copy() for reason, holes in self.declared.items()}
         for reason, holes in self.declared_late.items():
             declared.setdefault(reason, Intervals()).update(self._in_span(holes))
         return declared
