@@ -1,7 +1,7 @@
 """The `ingestor` command: one function per command, no logic.
 
 Imports stand inside functions: a container asks `ingestor health` every few seconds and must not load boto3 for it.
-Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the command line is wrong.
+Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the command line is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def main() -> None:
 
     Begin with `ingestor demo`: it needs neither an account nor a network.
 
-    Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the command line is wrong.
+    Exit codes: 0 well, 1 failed or something is missing, 2 the configuration or the command line is wrong, 130
+    interrupted.
     """
 
 
