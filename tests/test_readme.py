@@ -99,6 +99,13 @@ def test_every_file_that_is_named_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_as_many_bugs_are_caught_as_it_says() -> None:
+    """The number of mutants, each of which a test of the simulation has to catch."""
+    from tests.simulation.mutants import MUTANTS  # noqa: PLC0415 - as above
+
+    assert f"and {len(MUTANTS)} deliberate bugs" in README.read_text(encoding="utf-8")
+
+
 def test_the_two_commands_are_on_the_first_screen() -> None:
     """Whoever opens it wants to see it work, and to know what a change has to pass."""
     first_screen = README.read_text(encoding="utf-8").splitlines()[:24]
