@@ -5,6 +5,8 @@ all trades, or a cheap one for each when they are few; a book's id and a running
 A subscription is dead when it is behind the venue, or behind what another feed brought, and still is two seconds later.
 A quiet one is asked about again when its silence has doubled. A trade that nobody saw while a connection was away, of a
 symbol that is quiet since, is found the same way.
+
+A feed that a full line holds up is not silent: what it has to say waits unread, and would be lost with it.
 """
 
 from __future__ import annotations
@@ -46,6 +48,10 @@ class Feed(Protocol):
     @property
     def is_live(self) -> bool:
         """Whether it is subscribed to everything."""
+        ...
+
+    def listened_s(self, now: float) -> float:
+        """Read a clock that stands still while nothing is read from it."""
         ...
 
     def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
@@ -115,8 +121,10 @@ class SilenceWatch:
             if feed is None or feed.inlet is None or not feed.is_live:
                 continue
             hearing = self._hearings.get(connection.name)
-            if hearing is None or hearing.inlet is not feed.inlet:
+            listened_s = feed.listened_s(now)
+            if hearing is None or hearing.inlet is not feed.inlet or hearing.was_held_up(now, listened_s):
                 hearing = self._hearings[connection.name] = Hearing(feed.inlet, self._usual, self._intake, now)
+            hearing.note_listened(now, listened_s)
             found.append((connection, feed, hearing.sweep(now)))
         return [each for each in found if each[2]]
 
@@ -125,7 +133,10 @@ class SilenceWatch:
         if not behind:
             return
         await trio.sleep(GRACE_S)
+        now = trio.current_time()
         for connection, feed, ears in found:
+            if self._hearings[connection.name].was_held_up(now, feed.listened_s(now)):
+                continue  # what it has to say may wait unread
             silent = [ear for ear in ears if ear in behind and ear.is_silent]
             # The first look at a feed finds what was missed before it: that is no sign against the feed.
             dead = [ear for ear in silent if not ear.is_new or self._is_overtaken(ear)]

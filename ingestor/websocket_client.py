@@ -235,6 +235,7 @@ class Feed:
         self._asked_again = trio.Event()
         self._retired = trio.Event()
         self._opening = trio.CancelScope()
+        self._lane: ReceiveLane | None = None
 
     async def run(self, connect: Connect, url: VenueUrl) -> None:
         """Stream until it is retired or lost, which is noted as `loss`.
@@ -260,6 +261,10 @@ class Feed:
     def is_live(self) -> bool:
         """Whether it is open, subscribed to everything, and not on its way out."""
         return self.fact.state == "live" and self.to_replace is None
+
+    def listened_s(self, now: float) -> float:
+        """Read a clock that stands still while the line is full, because nothing is read then."""
+        return now if self._lane is None else self._lane.listened_s(now)
 
     def replace(self, reason: str) -> None:
         """Ask for another feed to take the place of this one."""
@@ -296,6 +301,7 @@ class Feed:
     async def _run(self, connect: Connect, url: VenueUrl) -> None:
         self.fact.enter("connecting", trio.current_time())
         lane = ReceiveLane(await self._open(connect), self._hand_over, count_bytes=self._metrics.websocket_bytes.inc)
+        self._lane = lane
         losses: list[BaseException] = []
         try:
             await self._live(lane, url)

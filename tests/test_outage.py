@@ -68,6 +68,31 @@ def losses(report: AuditReport) -> int:
     return sum(each.duplicates + each.disordered + each.declared_ids for each in report.streams)
 
 
+async def test_a_line_that_is_full_for_a_minute_costs_no_connection(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What waits unread would be lost with it, and changes of books are nowhere else."""
+    world = MemoryWorld(["BTCUSDT", "ETHUSDT"])
+    config = config_for(world, tmp_path)
+    narrow = {
+        "channels": config.channels.model_copy(update={"max_batches": 1, "max_bytes": 2_000}),
+        "spool": Spool(memory_max_bytes=2_000),
+    }
+    life = Life(config.model_copy(update=narrow), world)
+
+    async def be_slow(_entries: Sequence[PutEntry]) -> None:
+        await trio.sleep_until(80)
+
+    async with world.alive(), trio.open_nursery() as nursery:
+        nursery.start_soon(life.run)
+        await trio.sleep(20)
+        world.data.before_put = be_slow
+        await trio.sleep(100)
+        life.stop.set()
+    delivered = world.delivered()
+    assert [each.hole for each in delivered if each.hole] == []
+    assert [each for each in delivered if each.trade and each.source == "rest"] == []
+    assert world.audit().is_complete
+
+
 async def test_an_outage_of_ten_minutes_loses_nothing_and_memory_stays_flat(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

@@ -72,8 +72,12 @@ class Feed:
     def __init__(self, intake: Intake, subscriptions: Sequence[Subscription]) -> None:
         self.inlet: Inlet | None = intake.open(subscriptions)
         self.is_live = True
+        self.held_up_at_s: float | None = None
         self.resubscribed: list[Subscription] = []
         self.replaced: list[str] = []
+
+    def listened_s(self, now: float) -> float:
+        return now if self.held_up_at_s is None else self.held_up_at_s
 
     def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
         self.resubscribed += subscriptions
@@ -142,6 +146,38 @@ async def test_a_dead_trade_stream_is_subscribed_to_again_and_its_trades_are_fet
     bench.say(TRADES[0], 131)
     await trio.sleep(5)
     assert (len(bench.gaps), bench.intake.next_ids()) == (1, {TRADES[0]: 132})
+
+
+async def test_a_feed_that_a_full_line_holds_up_is_not_taken_for_dead(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """What it has to say waits unread, and comes; a stream that is dead behind that is found once it is read again."""
+    bench = Bench(TRADES[0])
+    await run(nursery, bench)
+    bench.say(TRADES[0], 100)
+    await trio.sleep(7)
+    bench.feeds[0].held_up_at_s = trio.current_time()
+    bench.venue.last_ids["S0USDT"] = 130
+    await trio.sleep(120)
+    assert (bench.venue.asked, bench.gaps, bench.feeds[0].resubscribed) == ([], [], [])
+    bench.feeds[0].held_up_at_s = None
+    await trio.sleep(30)
+    assert [gap[:3] for gap in bench.gaps] == [(TRADES[0], 101, 130)]
+
+
+async def test_a_feed_that_is_held_up_while_the_venue_answers_is_not_judged(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It was silent and behind, but what it had to say within the grace may wait unread."""
+    bench = Bench(TRADES[0])
+    await run(nursery, bench)
+    bench.say(TRADES[0], 100)
+    bench.venue.last_ids["S0USDT"] = 130
+    while not bench.venue.asked:  # noqa: ASYNC110 - seen from outside
+        await trio.sleep(0.01)
+    bench.feeds[0].held_up_at_s = trio.current_time()
+    await trio.sleep(60)
+    assert (bench.gaps, bench.feeds[0].resubscribed) == ([], [])
 
 
 async def test_a_dead_stream_that_stays_dead_is_tried_again_ever_more_seldom(

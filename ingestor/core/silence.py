@@ -99,7 +99,17 @@ class Hearing:
         self._intake = intake
         self._carried: tuple[Subscription, ...] = ()
         self._ears: dict[Subscription, Ear] = {}
+        self._noted_s = 0.0
+        self._listened_s = 0.0
         self._follow(now)
+
+    def note_listened(self, now: float, listened_s: float) -> None:
+        """Note how far the clock of the feed is, which stands still while the feed is not read."""
+        self._noted_s, self._listened_s = now, listened_s
+
+    def was_held_up(self, now: float, listened_s: float) -> bool:
+        """Say whether the feed was not read for most of the time since that was noted: its silence is ours then."""
+        return listened_s - self._listened_s < (now - self._noted_s) / 2
 
     def sweep(self, now: float) -> list[Ear]:
         """Return what is suspiciously silent; look about every `SWEEP_S`."""
