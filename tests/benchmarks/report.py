@@ -176,7 +176,7 @@ def steady_table(results: Mapping[str, Any]) -> Table:
                 run if not each["books_synchronised"] else f"{run} ({each['books_synchronised']:,} books)",
                 *(f"{each[name]:.0f}" for name in ("rss_mb_idle", "rss_mb_highest", "rss_mb_end")),
                 f"{each['growth_mb']:+.1f} ({each['noise_mb']:.1f})",
-                f"{each['seconds'] / 60:g}",
+                f"{each['seconds'] / 60:.2g}",
                 f"{each['cpu_us'] * each['per_s'] / 1e6:.2f}",
             )
             for run, each in results.items()
