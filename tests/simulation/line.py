@@ -15,7 +15,6 @@ import trio
 from ingestor import app, fan_in
 from ingestor.config import Connections
 from ingestor.core.errors import SinkError
-from ingestor.frames import READ_BYTES
 from ingestor.local.market import Market
 from ingestor.repair import Repair
 from tests.fakes.fault_proxy import ShardLimit
@@ -39,9 +38,7 @@ CALL_TIMEOUT_S: Final = 9.0  # connect and read
 LOOK_EVERY_S: Final = 1.0
 TICK_S: Final = 0.2  # of the venue, and of the look at what waits for another feed: waking up is what a run costs most
 BUDGET_SHARE: Final = 0.9
-# One batch may stand above a limit: a page of repair, or a full read of a feed that the line held up. With what their
-# objects cost beside them, the records of one read are about half as large again as its bytes.
-BATCH_BYTES: Final = READ_BYTES * 3 // 2
+BATCH_BYTES: Final = 120_000  # one batch, a page of repair, may stand above a limit
 
 DOWN = SinkError("transient", "EndpointConnectionError", "down")
 LOST = SinkError("transient", "ReadTimeoutError", "no answer", may_have_landed=True)

@@ -32,7 +32,7 @@ CAUGHT_BY: Final[dict[Callable[[], object], Plan]] = {
         80, narrow_shards=True, lanes=8, flush_interval_s=0.2, troubles=[Trouble(10, 20, "data", "down")]
     ),
     mutants.give_up_without_a_hole: calm(60, troubles=[Trouble(8, 20, "data", "odd")]),
-    mutants.hold_without_limit: calm(200, troubles=[Trouble(8, 180, "data", "down")], **TIGHT),
+    mutants.hold_without_limit: calm(100, troubles=[Trouble(8, 80, "data", "down")], **TIGHT),
     mutants.put_until_the_very_end: calm(
         80, troubles=[Trouble(15, 50, "data", "down")], turns=[Turn(20.0, "stop", 1.0)]
     ),
