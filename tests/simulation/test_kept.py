@@ -26,10 +26,6 @@ KEPT: dict[str, Plan] = {
     "ids that begin again before anything was acknowledged": calm(
         90, troubles=[Trouble(0, 12, "data", "down")], turns=[Turn(8, "kill", 20)], id_restarts=[IdRestart(10, BTC)]
     ),
-    # Seed 6211: data goes first when no origin can be written for ten seconds, so a kill then may hide what came next.
-    "a kill before any heartbeat could be written": calm(
-        70, troubles=[Trouble(0, 26, "beats", "down")], turns=[Turn(18, "kill", 5)]
-    ),
 }
 
 

@@ -112,7 +112,7 @@ def _declarable_until(simulation: Simulation, subscription: Subscription) -> int
 
 
 def _audited(simulation: Simulation) -> Iterator[str]:
-    """Have the stream proven as `ingestor audit` does; it also counts what no heartbeat could promise yet."""
+    """Have the stream proven as `ingestor audit` does."""
     audit = Audit()
     for each in simulation.journal.stored:
         audit.add(each.record)
@@ -122,11 +122,6 @@ def _audited(simulation: Simulation) -> Iterator[str]:
         if report.symbol in restarted and not report.kind.startswith("kline") and not report.generation:
             until = _declarable_until(simulation, Subscription(report.symbol, report.kind))
             undeclared = undeclared.within(0, until)
-        elif undeclared:
-            origin = simulation.journal.origins.get(
-                (Subscription(report.symbol, report.kind), report.generation > 0), 0
-            )
-            undeclared = undeclared.within(origin, undeclared.highest)
         if undeclared:
             yield f"the audit lacks {undeclared} of {report.symbol} {report.kind} ({report.generation})"
         is_over = report.symbol in restarted and not report.generation  # a book that ended with the ids it had
