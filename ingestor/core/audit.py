@@ -340,7 +340,9 @@ def _values(record: MarketData) -> Hashable:
     """Return what has to be equal when an event comes again; what REST does not know is left out."""
     bar, depth = record.kline, record.depth
     if bar is not None:
-        return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trade_count)
+        prices = (bar.open, bar.high, bar.low, bar.close)
+        taker = (bar.taker_buy_volume, bar.taker_buy_quote_volume)
+        return (*prices, bar.volume, bar.quote_volume, bar.trade_count, *taker)
     if depth is not None:
         return (depth.first_update_id, tuple(map(tuple, depth.bids)), tuple(map(tuple, depth.asks)))
     return (record.price, record.volume, record.timestamp, record.trade and record.trade.buyer_is_maker)

@@ -4,6 +4,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -197,6 +198,16 @@ class TestBars:
         """REST does not know the trade ids of a bar; the prices have to agree."""
         assert only(audited([bar(START), bar(START, source="rest")])).conflicts == []
         assert only(audited([bar(START), bar(START, source="rest", close="9.00000000")])).conflicts == [START]
+
+    @pytest.mark.parametrize("name", ["quote_volume", "taker_buy_volume", "taker_buy_quote_volume"])
+    def test_the_turnover_of_a_bar_has_to_agree_too(self, name: str) -> None:
+        """REST and the archive know it as well as the live bar, so another one is no duplicate."""
+        other = bar(START, source="rest")
+        assert other.kline is not None
+        other.kline = structs.replace(other.kline, **{name: "9.00000000"})
+        report = audited([bar(START), other])
+        assert only(report).conflicts == [START]
+        assert not report.is_complete
 
 
 class TestDepth:
