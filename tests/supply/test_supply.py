@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from packaging.requirements import Requirement
 
 from ingestor import __version__
 from tests.supply.audit import judge
@@ -45,6 +46,20 @@ def test_every_package_of_the_lock_is_pinned_with_hashes() -> None:
     locked = read_lock(LOCK.read_text())
     assert len(locked) > 40
     assert all(each.digests for each in locked)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("click", "8.3.99"),  # `click.ParamType[int]` is a TypeError: no command starts
+        ("msgspec", "0.20.99"),  # its errors are no ValueError: an answer of AWS that is cut off ends the service
+    ],
+)
+def test_no_version_is_allowed_that_the_service_does_not_run_with(name: str, version: str) -> None:
+    """The lock holds the newest ones, and whoever installs the wheel beside other things may get the oldest."""
+    wanted = map(Requirement, tomllib.loads(PROJECT.read_text())["project"]["dependencies"])
+    (ranges,) = [each.specifier for each in wanted if each.name == name]
+    assert version not in ranges
 
 
 def test_the_bill_says_what_is_in_the_image() -> None:
