@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # malloc maps every buffer anew: a small read into 256 KiB cost 16 µs, into this 2.5 µs (glibc 2.36,
 # measured 2026-11-23).
 READ_BYTES: Final = 120 * 1024
+# A consumer that took so long is full: what it has no room for stays with the network, and is not read into memory.
+HELD_UP_S: Final = 1.0
+HELD_UP_READ_BYTES: Final = 16 * 1024
 # The largest real frame is 35 kB; a megabyte is room for what the venue may invent, and a bound on what a broken peer
 # costs.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
@@ -277,6 +280,7 @@ class ReceiveLane(trio.abc.Stream):
         self._pending_received_s = 0.0
         self._blocked_since_s: float | None = None
         self._blocked_s = 0.0
+        self._read_bytes = READ_BYTES
         self._last_byte_s = self.listened_s(trio.current_time())
 
     def listened_s(self, now: float) -> float:
@@ -303,8 +307,10 @@ class ReceiveLane(trio.abc.Stream):
             # trio-websocket would take it for a broken connection and keep it to itself.
             raise RuntimeError("the consumer of the receive lane is gone") from error
         finally:
-            self._blocked_s += trio.current_time() - self._blocked_since_s
+            blocked_s = trio.current_time() - self._blocked_since_s
+            self._blocked_s += blocked_s
             self._blocked_since_s = None
+            self._read_bytes = HELD_UP_READ_BYTES if blocked_s > HELD_UP_S else READ_BYTES
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes for trio-websocket: handshake and control frames, whole ones; b"" at the end of the stream.
@@ -338,7 +344,7 @@ class ReceiveLane(trio.abc.Stream):
 
     async def _read(self) -> bytes:
         try:
-            data = bytes(await self._stream.receive_some(READ_BYTES))
+            data = bytes(await self._stream.receive_some(self._read_bytes))
         except trio.BrokenResourceError as error:
             if self._slicer.is_open:
                 raise

@@ -360,6 +360,26 @@ async def test_the_silence_clock_counts_any_byte_and_stands_still_while_the_cons
         nursery.cancel_scope.cancel()
 
 
+async def test_little_is_read_for_a_consumer_that_was_full(autojump_clock: trio.testing.MockClock) -> None:
+    """What came meanwhile waits with the network and not in memory; once it has room, a read takes all again."""
+    consumer = Consumer()
+    lane, venue = await open_lane(consumer)
+    backlog = frame(bytes(1_000)) * 50
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lane.receive_some)
+        consumer.room = trio.Event()
+        await venue.send_all(frame(b"first"))
+        await trio.sleep(2)
+        await venue.send_all(backlog)
+        await trio.sleep(1)
+        consumer.room.set()
+        await trio.sleep(1)
+        await venue.send_all(backlog)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [len(messages) for messages, _ in consumer.batches] == [1, 16, 34, 50]
+
+
 async def test_a_consumer_whose_channel_is_closed_is_a_bug_and_no_lost_connection() -> None:
     """trio-websocket keeps broken-resource errors to itself, so they are renamed."""
 

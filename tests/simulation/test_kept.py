@@ -33,3 +33,14 @@ KEPT: dict[str, Plan] = {
 def test_what_failed_once_is_good_now(name: str) -> None:
     """For the promise that it broke, and for all others."""
     assert judge(play(KEPT[name])) == []
+
+
+def test_a_kill_before_any_heartbeat_could_be_written_is_no_secret() -> None:
+    """Seed 6211, and the one promise that is not given (completeness.md §3: a first record waits 10 s at most).
+
+    Data went on without an origin, so the next task cannot know what the kill lost; whoever audits sees it.
+    """
+    plan = calm(70, troubles=[Trouble(0, 26, "beats", "down")], turns=[Turn(18, "kill", 5)])
+    problems = judge(play(plan))
+    assert problems
+    assert [problem for problem in problems if not problem.startswith("the audit lacks ")] == []
